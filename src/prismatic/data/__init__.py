@@ -1,0 +1,37 @@
+"""Data: tasks that hand out batches, and the corpora that text tasks are made of.
+
+Everything here is pure: a batch is a function of its index and a seed, so training resumes by
+asking for the next index, and no global random generator is read or moved.
+"""
+
+from prismatic.data.corpora import (
+    Bible,
+    Corpus,
+    German,
+    PydocTopics,
+    PythonLibrary,
+    Shakespeare,
+    Source,
+    UserFiles,
+)
+from prismatic.data.synthetic import IIDTask, MixedTask, sum_mod
+from prismatic.data.text import IGNORE, Batch, Task, TextTask, user_text
+
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "Bible",
+    "Corpus",
+    "German",
+    "IIDTask",
+    "MixedTask",
+    "PydocTopics",
+    "PythonLibrary",
+    "Shakespeare",
+    "Source",
+    "Task",
+    "TextTask",
+    "UserFiles",
+    "sum_mod",
+    "user_text",
+]

@@ -1,0 +1,153 @@
+"""Tasks whose best possible loss is known exactly."""
+
+# Shapes: B rows, T positions, W = T + 1 tokens of a window; X, Y, Z values of the three tokens.
+
+from hashlib import sha256
+from math import log
+
+import numpy as np
+import torch
+
+from prismatic.data.text import (
+    IGNORE,
+    Batch,
+    Task,
+    next_tokens,
+    require_count,
+    require_held_out,
+    stream,
+)
+
+
+class DrawnTask:
+    """A task of fresh draws from a known distribution, in one domain; held-out draws are fixed."""
+
+    is_text = False
+    held_out_size: int
+
+    def draw(self, rng: np.random.Generator, size: int) -> Batch:
+        """Return `size` rows drawn with `rng`."""
+        raise NotImplementedError
+
+    def train_batch(self, index: int, size: int, seed: int) -> Batch:
+        """Return `size` fresh rows; a pure function of the arguments."""
+        require_count("size", size, "data.batch_size=32")
+        return self.draw(stream(seed, index), size)
+
+    def held_out(self, split: str) -> Batch:
+        """Return the `held_out_size` rows of "val" or "test", drawn apart from all training."""
+        require_held_out(split)
+        return self.draw(stream(0, 0, split), self.held_out_size)
+
+
+class MixedTask(DrawnTask):
+    """Predict z from the two tokens x, y (source 004): only the last position is scored.
+
+    `joint` is the table P(x, y, z): three axes, no entry below 0, sum 1; a token is its index. In
+    nats, `bayes_loss` is H(Z|X,Y), and `baselines` hold the log of the vocabulary and the entropy
+    of Z knowing nothing, x alone, y alone. Held-out splits have `held_out_size` rows each. Raises
+    ValueError for another table or size.
+    """
+
+    seq_len = 2
+    domains: tuple[str, ...] = ("mixed",)
+    predicts = "last"
+
+    def __init__(self, joint: np.ndarray, held_out_size: int = 4096) -> None:
+        require_count("held_out_size", held_out_size, "data.held_out_size=4096")
+        self.joint_XYZ = checked_joint(joint)
+        self.held_out_size = held_out_size
+        self.vocab_size = max(self.joint_XYZ.shape)
+        self.bayes_loss: float | None = entropy_of_last(self.joint_XYZ, given=(0, 1))
+        self.baselines = {
+            "uniform": log(self.vocab_size),
+            "entropy_z": entropy_of_last(self.joint_XYZ, given=()),
+            "entropy_z_given_x": entropy_of_last(self.joint_XYZ, given=(0,)),
+            "entropy_z_given_y": entropy_of_last(self.joint_XYZ, given=(1,)),
+        }
+        self.manifest = drawn_manifest(self)
+
+    def draw(self, rng: np.random.Generator, size: int) -> Batch:
+        """Return rows of x, y with z as the second position's target."""
+        cell_B = rng.choice(self.joint_XYZ.size, size, p=self.joint_XYZ.ravel())
+        x_B, y_B, z_B = map(torch.from_numpy, np.unravel_index(cell_B, self.joint_XYZ.shape))
+        targets_BT = torch.stack([torch.full_like(z_B, IGNORE), z_B], 1)
+        return Batch(torch.stack([x_B, y_B], 1), targets_BT, torch.zeros_like(z_B))
+
+
+class IIDTask(DrawnTask):
+    """Predict the next of independent uniform tokens: an honest loss is not below ln(vocabulary).
+
+    It guards against leaks. Each held-out split scores at least `held_out_tokens` tokens, in whole
+    windows. Raises ValueError for a count below 1.
+    """
+
+    domains: tuple[str, ...] = ("iid",)
+    predicts = "next"
+
+    def __init__(
+        self, vocab_size: int = 32, seq_len: int = 128, held_out_tokens: int = 131_072
+    ) -> None:
+        require_count("vocab_size", vocab_size, "data.vocab_size=32")
+        require_count("seq_len", seq_len, "data.seq_len=128")
+        require_count("held_out_tokens", held_out_tokens, "data.held_out_tokens=131072")
+        self.vocab_size = vocab_size
+        self.seq_len = seq_len
+        self.held_out_size = -(-held_out_tokens // seq_len)
+        self.bayes_loss: float | None = log(vocab_size)
+        self.baselines = {"uniform": log(vocab_size)}
+        self.manifest = drawn_manifest(self)
+
+    def draw(self, rng: np.random.Generator, size: int) -> Batch:
+        """Return windows of independent tokens."""
+        window_BW = torch.from_numpy(rng.integers(self.vocab_size, size=(size, self.seq_len + 1)))
+        return next_tokens(window_BW, torch.zeros(size, dtype=torch.int64))
+
+
+def sum_mod(n: int = 10, noise: float = 0.1) -> np.ndarray:
+    """Return P(x, y, z) of z = (x + y) mod n for uniform x, y; shape (n, n, n), float64.
+
+    With probability `noise` z is a uniform draw instead. Neither x nor y alone says anything about
+    z; n = 2 is the exclusive or. Raises ValueError unless n >= 1 and 0 <= noise <= 1.
+    """
+    require_count("n", n, "data.joint.n=10")
+    if not 0 <= noise <= 1:
+        raise ValueError(
+            f"noise={noise}: give a probability from 0 to 1, as in data.joint.noise=0.1"
+        )
+    joint_XYZ = np.full((n, n, n), noise / n)
+    x_XY, y_XY = np.indices((n, n))
+    joint_XYZ[x_XY, y_XY, (x_XY + y_XY) % n] += 1 - noise
+    return joint_XYZ / n**2
+
+
+def entropy_of_last(joint_XYZ: np.ndarray, given: tuple[int, ...]) -> float:
+    """Return the entropy of Z in nats, knowing the axes in `given` (0 for X, 1 for Y)."""
+    unknown = tuple(axis for axis in (0, 1) if axis not in given)
+    joint = joint_XYZ.sum(unknown, keepdims=True)
+    known = np.broadcast_to(joint.sum(2, keepdims=True), joint.shape)
+    seen = joint > 0
+    return float((joint[seen] * np.log(known[seen] / joint[seen])).sum())
+
+
+def checked_joint(joint: np.ndarray) -> np.ndarray:
+    """Return the table in float64 with sum 1; ValueError unless it is a distribution."""
+    joint_XYZ = np.asarray(joint, dtype=np.float64)
+    total, least = joint_XYZ.sum(), joint_XYZ.min(initial=0.0)
+    if joint_XYZ.ndim != 3 or not abs(total - 1) <= 1e-6 or least < 0:
+        raise ValueError(
+            f"joint of shape {joint_XYZ.shape}, sum {total:.6g}, least entry {least:.3g}: "
+            "give a table P(x, y, z) of three axes, no entry below 0, with sum 1"
+        )
+    return joint_XYZ / total
+
+
+def drawn_manifest(task: Task) -> list[dict]:
+    """Return the manifest row of a drawn task: its held-out tokens stand for the whole.
+
+    The version is numpy's, because its generators may draw differently in another one.
+    """
+    held_out = [task.held_out(split) for split in ("val", "test")]
+    drawn = b"".join(part.numpy().tobytes() for batch in held_out for part in batch[:2])
+    row = {"source": task.domains[0], "version": f"numpy {np.__version__}"}
+    return [row | {"sha256": sha256(drawn).hexdigest(), "bytes": len(drawn)}]

@@ -1,0 +1,123 @@
+"""The base transformer: a small decoder whose blocks are wrapped by routers and may be iterated.
+
+Shapes: B batch, T time, D model width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prismatic.perturb import one_of, require
+from prismatic.routers import DenseRouter, Router, Routing
+
+from .init import INITS
+from .parts import MLPS, NORMS, POSITIONS, Attention, Block, Residual
+
+RouterOf = Callable[..., Router]
+V = TypeVar("V")
+
+
+def pick(table: Mapping[str, V], name: str, choice: Any) -> V:
+    """An entry of a table by name; anything that is no name is the object itself."""
+    if not isinstance(choice, str):
+        return choice
+    one_of(f"model.{name}", choice, tuple(table))
+    return table[choice]
+
+
+class Transformer(nn.Module):
+    """Decoder with tied embeddings: tokens (B, T) -> logits (B, T, V).
+
+    `num_layers` physical blocks are iterated to `depth` passes (default: once each); pass t uses
+    block t mod num_layers. `router(expert, hidden_size=..., name=...)` wraps each block. `norm`,
+    `mlp`, `positions` and `init` are names of the tables NORMS, MLPS, POSITIONS and INITS, or
+    objects that do the same. Raises `ValueError` for values that do not fit one another.
+    After a forward, `routing` holds one `Routing` per pass.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        seq_len: int,
+        dim: int = 128,
+        num_layers: int = 4,
+        depth: int | None = None,
+        num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        bias: bool = False,
+        norm: str | Callable[[int], nn.Module] = "layernorm",
+        mlp: str | Callable[[int, int, bool], nn.Module] | None = "gelu",
+        positions: str | Callable[[int, int, int], nn.Module] = "rope",
+        init: str | Callable[[nn.Module], None] = "normal_02",
+        router: RouterOf = DenseRouter,
+    ) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("num_layers", num_layers), ("num_heads", num_heads)):
+            require(value >= 1, f"model.{name}", value, "give a whole number >= 1")
+        require(mlp_ratio > 0, "model.mlp_ratio", mlp_ratio, "give a number > 0")
+        fitting = f"it must be divisible by model.num_heads={num_heads}"
+        require(dim % num_heads == 0, "model.dim", dim, fitting)
+        self.vocab_size, self.seq_len = vocab_size, seq_len
+        self.depth = num_layers if depth is None else depth
+        least = f"give null or a whole number >= model.num_layers={num_layers}"
+        require(self.depth >= num_layers, "model.depth", depth, least)
+        make_norm, make_mlp = pick(NORMS, "norm", norm), pick(MLPS, "mlp", mlp)
+
+        def block() -> Block:
+            attention = Residual(make_norm(dim), Attention(dim, num_heads, bias))
+            if make_mlp is None:
+                return Block(attention, nn.Identity())
+            return Block(
+                attention, Residual(make_norm(dim), make_mlp(dim, int(mlp_ratio * dim), bias))
+            )
+
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.positions = pick(POSITIONS, "positions", positions)(seq_len, dim, num_heads)
+        self.norm = make_norm(dim)
+        self.blocks = nn.ModuleList(block() for _ in range(num_layers))
+        pick(INITS, "init", init)(self)
+        # Wrapped after they are initialised: routers leave the random state and the weights alone.
+        named = [(f"blocks.{i}", block) for i, block in enumerate(self.blocks)]
+        self.blocks = nn.ModuleList(router(b, hidden_size=dim, name=name) for name, b in named)
+        self.routing: list[Routing] = []
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        num_tokens, most = tokens_BT.shape[1], self.seq_len
+        require(num_tokens <= most, "number of tokens", num_tokens, f"at most seq_len={most}")
+        x_BTD = self.positions.embed(self.embedding(tokens_BT))
+        self.routing = []
+        for router in self.passes():
+            x_BTD = router(x_BTD, self.positions)
+            if router.record is not None:
+                self.routing.append(router.record)
+        return F.linear(self.norm(x_BTD), self.embedding.weight)
+
+    @property
+    def routers(self) -> list[Router]:
+        """The router of each physical block."""
+        return [block for block in self.blocks if isinstance(block, Router)]
+
+    def passes(self) -> list[Router]:
+        """The router of each pass, in order."""
+        return [self.routers[t % len(self.blocks)] for t in range(self.depth)]
+
+    @contextmanager
+    def forced(self, view: int) -> Iterator[None]:
+        """Within the context every block runs one view alone."""
+        with ExitStack() as stack:
+            for router in self.routers:
+                stack.enter_context(router.forced(view))
+            yield
+
+    def penalty(self) -> torch.Tensor:
+        """The routers' auxiliary losses in the last forward, averaged over passes: a scalar."""
+        pairs = zip(self.passes(), self.routing, strict=True)
+        return torch.stack([router.penalty(routing) for router, routing in pairs]).mean()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Routing belongs to the graph of the last forward, which cannot be copied.
+        return {**self.__dict__, "routing": []}

@@ -1,0 +1,178 @@
+"""The mechanism, written to be read: what a view changes, and by how much.
+
+A view of a tensor W is W * (1 + f). This file defines f from its parts: which weights
+(`role`), in which direction, with which shape (`modulation`) and, for noise, which draw.
+It sorts and it builds every f in full; `merge` computes the same without doing either.
+
+Shapes: tensors are flat over P = the row-major positions of one parameter.
+"""
+
+import hashlib
+import math
+from typing import Any
+
+import mpmath
+import numpy as np
+import torch
+
+from .options import Focal, Perturbation, require
+
+DIGITS_PER_VIEW = 16
+
+
+def pi_digits(start: int, count: int) -> str:
+    """Decimal digits of pi from a position; position 0 is the leading 3.
+
+    >>> pi_digits(0, 5), pi_digits(99, 1)
+    ('31415', '7')
+    """
+    with mpmath.workdps(start + count + 10):
+        return mpmath.nstr(+mpmath.pi, start + count + 5).replace(".", "")[start : start + count]
+
+
+def generator(perturbation: Perturbation, name: str, view: int) -> np.random.Philox:
+    """The counter-based source of a view's draws: a function of the names and options alone."""
+    x = str(perturbation.seed)
+    if perturbation.seeding == "pi":
+        x = pi_digits(perturbation.pi_offset + DIGITS_PER_VIEW * (view - 1), DIGITS_PER_VIEW)
+    digest = hashlib.sha256(f"{perturbation.seeding}|{name}|{view}|{x}".encode()).digest()
+    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+
+
+class Draws:
+    """What `noise` and `random` draw for one tensor and view, on the CPU and in float64."""
+
+    def normal(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
+        """The standard normal xi of mode `noise`: (P,) float64."""
+        source = np.random.Generator(generator(perturbation, name, view))
+        return torch.from_numpy(source.standard_normal(numel))
+
+    def subset(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
+        """The weights that strategy `random` draws without replacement: (P,) bool.
+
+        The stream is jumped so that it shares nothing with the noise of the same tensor and view.
+        """
+        source = np.random.Generator(generator(perturbation, name, view).jumped())
+        first = source.random(numel).argsort()[: sum(perturbation.counts(numel))]
+        return torch.zeros(numel, dtype=torch.bool).index_fill_(0, torch.from_numpy(first), True)
+
+
+DRAWS = Draws()
+
+
+def role(
+    weight: torch.Tensor,
+    perturbation: Perturbation,
+    name: str = "",
+    view: int = 1,
+    draws: Draws = DRAWS,
+) -> torch.Tensor:
+    """+1 for the top tier of a tensor's magnitudes, -1 for the bottom tier, 0 for the rest.
+
+    Returns int8, shape of `weight`. Exactly k weights per tier, ties to the lower position, the top
+    chosen first. Zeros are never selected: a multiplicative change cannot move them. `name` and
+    `view` matter to the strategy `random` only. Source: 002, "perturbation_strategy".
+    """
+    magnitude_P = weight.detach().abs().flatten()
+    candidate_P = magnitude_P > 0
+    if perturbation.strategy == "random":
+        drawn = draws.subset(perturbation, name, view, weight.numel())
+        candidate_P = candidate_P & drawn.to(weight.device)
+    num_top, num_bottom = perturbation.counts(weight.numel())
+    rest = candidate_P.nonzero().flatten()
+    order = magnitude_P[rest].argsort(descending=True, stable=True)
+    top = rest[order[:num_top]]
+    rest = rest[order[num_top:].sort().values]
+    bottom = rest[magnitude_P[rest].argsort(stable=True)[:num_bottom]]
+    role_P = torch.zeros_like(magnitude_P, dtype=torch.int8)
+    role_P[top], role_P[bottom] = 1, -1
+    return role_P.view(weight.shape)
+
+
+def envelope(distance: torch.Tensor, length: float, focal: Focal) -> torch.Tensor:
+    """How a lens fades with the distance from its focal point."""
+    if focal.profile == "gaussian":
+        return torch.exp(-((distance / length) ** 2) / 2)
+    return torch.exp(-distance / length)
+
+
+def wave(distance: torch.Tensor, wavelength: float, phase: float) -> torch.Tensor:
+    """A cosine over positions; whole turns are dropped before the phase is added."""
+    return torch.cos(2 * math.pi * torch.frac(distance / wavelength) + phase)
+
+
+def modulation(
+    position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Focal
+) -> torch.Tensor:
+    """The focal pattern at some float64 positions of a tensor of `numel` weights.
+
+    `view` is one view, or a tensor with a view per position.
+    """
+    length, wavelength = focal.lengths(numel)
+    phase = focal.phase_of(view, num_views)
+    distance = (position - view / num_views * numel).abs()
+    if focal.pattern == "none":
+        return torch.ones_like(position)
+    if focal.pattern == "radial":
+        return envelope(distance, length, focal)
+    if focal.pattern == "helical":
+        return wave(position, wavelength, phase)
+    return envelope(distance, length, focal) * wave(distance, wavelength, phase)
+
+
+def unit_change(
+    weight: torch.Tensor, role: torch.Tensor, perturbation: Perturbation, xi: torch.Tensor | None
+) -> torch.Tensor:
+    """The relative change at scale 1 and before modulation, in float64; `xi` for mode `noise`."""
+    if perturbation.mode == "noise":
+        assert xi is not None
+        return weight.detach().sign().double() * xi.to(weight.device) * role.abs()
+    return role.double() * (-1 if perturbation.mode == "attractive" else 1)
+
+
+def solve_scale(moved: float, norm: float, perturbation: Perturbation) -> float:
+    """The scale at which a unit change of norm `moved` has `strength`; `scale` when none is asked.
+
+    Raises `ValueError` beyond `strength_max_scale`: a lens that touches next to nothing reaches
+    a strength only with absurd factors, and compares nothing.
+    """
+    if perturbation.strength is None:
+        return perturbation.scale
+    scale = perturbation.strength * norm / moved if moved else 0.0
+    require(
+        scale <= perturbation.strength_max_scale,
+        "perturbation.strength",
+        perturbation.strength,
+        f"it needs a scale of {scale:.3g} and perturbation.strength_max_scale is "
+        f"{perturbation.strength_max_scale:g}, since the lens touches too little of a tensor: use "
+        "focal.units=fraction focal.length=0.1 focal.wavelength=1, or ask for less",
+    )
+    return scale
+
+
+def change(
+    weight: torch.Tensor,
+    view: int,
+    num_views: int,
+    perturbation: Perturbation,
+    focal: Focal,
+    name: str = "",
+) -> torch.Tensor:
+    """The relative change f of one view, so that the view is `weight * (1 + f)`.
+
+    Same shape and dtype as `weight`; a constant for the gradient; 0 for view 0. `name` keys the
+    draws of `noise` and `random`. Raises `ValueError` for a strength that cannot be reached.
+    Source: 002, "Perturbation Formula".
+    """
+    weight_P = weight.detach().flatten()
+    if view == 0:
+        return torch.zeros_like(weight_P).view(weight.shape)
+    xi_P = None
+    if perturbation.mode == "noise":
+        xi_P = DRAWS.normal(perturbation, name, view, len(weight_P))
+    role_P = role(weight_P, perturbation, name, view)
+    position_P = torch.arange(len(weight_P), device=weight.device).double()
+    shape_P = modulation(position_P, len(weight_P), view, num_views, focal)
+    unit_P = unit_change(weight_P, role_P, perturbation, xi_P) * shape_P
+    moved, norm = float((weight_P.double() * unit_P).norm()), float(weight_P.double().norm())
+    return (solve_scale(moved, norm, perturbation) * unit_P).to(weight.dtype).view(weight.shape)

@@ -1,0 +1,94 @@
+"""Where routing weights come from: pooling and the gates.
+
+Shapes: B batch, T time, D model width, E views. A pool returns (B, T, D), or (B, 1, D) when all
+positions of a sequence share one routing.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from prismatic.perturb import one_of, require
+
+Pool = Callable[[torch.Tensor], torch.Tensor]
+
+
+def mean(x_BTD: torch.Tensor) -> torch.Tensor:
+    return x_BTD.mean(1, keepdim=True)
+
+
+def first(x_BTD: torch.Tensor) -> torch.Tensor:
+    return x_BTD[:, :1]
+
+
+def last(x_BTD: torch.Tensor) -> torch.Tensor:
+    return x_BTD[:, -1:]
+
+
+def each(x_BTD: torch.Tensor) -> torch.Tensor:
+    return x_BTD
+
+
+def causal_mean(x_BTD: torch.Tensor) -> torch.Tensor:
+    """The mean of all positions so far; summed in float32 at least."""
+    total_BTD = x_BTD.cumsum(1, dtype=torch.promote_types(x_BTD.dtype, torch.float32))
+    count_T1 = torch.arange(1, x_BTD.shape[1] + 1, device=x_BTD.device)[:, None]
+    return (total_BTD / count_T1).to(x_BTD.dtype)
+
+
+# What each level may pool over. At level token, `last` is the position itself.
+POOLS: dict[str, dict[str, Pool]] = {
+    "token": {"causal_mean": causal_mean, "first": first, "last": each},
+    "sequence": {"mean": mean, "first": first, "last": last},
+    "batch": {"mean": mean, "first": first, "last": last},
+}
+
+
+def is_causal(level: str, pool: str) -> bool:
+    """Whether no position's routing depends on later positions or on other sequences."""
+    return level == "token" or (level, pool) == ("sequence", "first")
+
+
+def seeded(*key: object) -> torch.Generator:
+    """A generator of one's own, so that the global random state is never drawn from."""
+    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+class Gate(nn.Module):
+    """Logits of the views, Linear(LayerNorm(pool(x))): (B, T, D) -> (B, T or 1, E)."""
+
+    def __init__(
+        self, hidden_size: int, num_experts: int, level: str, pool: str, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        one_of("router.level", level, tuple(POOLS))
+        require(num_experts >= 1, "router.num_experts", num_experts, "give a whole number >= 1")
+        legal = tuple(POOLS[level])
+        require(
+            pool in legal,
+            "router.pool",
+            pool,
+            f"router.level={level} can pool over {', '.join(legal)}; set router.pool too",
+        )
+        self.pool = POOLS[level][pool]
+        self.norm = nn.LayerNorm(hidden_size)
+        self.linear = nn.utils.skip_init(nn.Linear, hidden_size, num_experts)
+        nn.init.normal_(self.linear.weight, std=0.02, generator=generator)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.norm(self.pool(x_BTD)))
+
+
+class ConstantGate(nn.Module):
+    """The same trained logits for every input: (B, T, D) -> (1, 1, E)."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.logits_E = nn.Parameter(torch.zeros(num_experts))
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.logits_E[None, None]

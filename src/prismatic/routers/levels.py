@@ -1,0 +1,106 @@
+"""The three ways to run a module whose parameters are mixtures: one merge per batch, row or token.
+
+Shapes: B batch, T time, D model width, E views.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .mixtures import Mixture
+from .rules import UnroutableError, routed, unruled
+
+Mixtures = Mapping[nn.Parameter, Mixture]
+Level = Callable[[nn.Module, Mixtures, torch.Tensor, tuple, dict[str, Any]], Any]
+
+
+def by_batch(
+    expert: nn.Module, mixtures: Mixtures, probs: torch.Tensor, args: tuple, kwargs: dict[str, Any]
+) -> Any:
+    """One merge for the whole batch: works for any module."""
+    probs_E = probs.flatten()
+    merged = {name: mixtures[p].merged(probs_E) for name, p in expert.named_parameters()}
+    return functional_call(expert, merged, args, kwargs)
+
+
+def by_token(
+    expert: nn.Module, mixtures: Mixtures, probs: torch.Tensor, args: tuple, kwargs: dict[str, Any]
+) -> Any:
+    """A merge for every position: each submodule computes with the outputs of its pieces."""
+    with routed(expert, mixtures, probs, tuple(args[0].shape[:2])):
+        return expert(*args, **kwargs)
+
+
+def by_sequence(
+    expert: nn.Module, mixtures: Mixtures, probs: torch.Tensor, args: tuple, kwargs: dict[str, Any]
+) -> Any:
+    """A merge for every row: by rules where all submodules have one, else row by row."""
+    if unruled(expert) is None:
+        try:
+            with routed(expert, mixtures, probs, tuple(args[0].shape[:1])):
+                return expert(*args, **kwargs)
+        except UnroutableError:
+            pass  # reshapes its input or reaches past a submodule's forward
+    return by_row(expert, mixtures, probs, args, kwargs)
+
+
+LEVELS: dict[str, Level] = {"batch": by_batch, "sequence": by_sequence, "token": by_token}
+
+
+def row_dims(leaves: list[Any], num_rows: int) -> list[int | None]:
+    """Which arguments are split by row: x, and tensors whose first dimension is the batch's."""
+    dims: list[int | None] = [0]
+    for leaf in leaves[1:]:
+        tensor = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_rows
+        if tensor and num_rows > 1 and leaf.ndim == 2 and leaf.shape[1] == num_rows:
+            raise ValueError(
+                f"an argument of shape {tuple(leaf.shape)} may be a (T, T) mask or one row per "
+                f"sequence: with a batch of {num_rows} this cannot be told; change the batch size"
+            )
+        dims.append(0 if tensor else None)
+    return dims
+
+
+def by_row(
+    expert: nn.Module, mixtures: Mixtures, probs: torch.Tensor, args: tuple, kwargs: dict[str, Any]
+) -> Any:
+    """Each row with its own merged parameters: vmapped, or one after the other where that fails."""
+    num_rows = args[0].shape[0]
+    rows_E = probs.flatten(0, -2).expand(num_rows, -1)
+    leaves, tree = tree_flatten((args, kwargs))
+    dims = row_dims(leaves, num_rows)
+
+    def run(probs_E: torch.Tensor, *row: Any) -> Any:
+        lone = [x if dim is None else x[None] for x, dim in zip(row, dims, strict=True)]
+        row_args, row_kwargs = tree_unflatten(lone, tree)
+        return by_batch(expert, mixtures, probs_E, row_args, row_kwargs)
+
+    try:
+        with warnings.catch_warnings():
+            # An operation without a batching rule is run row by row: slow, but right.
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            out = vmap(run, in_dims=(0, *dims), randomness="different")(rows_E, *leaves)
+        return tree_map_rows(lambda y: y.flatten(0, 1), out)
+    except RuntimeError as error:
+        if "vmap" not in str(error) and "batching rule" not in str(error):
+            raise
+    picked = [
+        run(rows_E[b], *(x if dim is None else x[b] for x, dim in zip(leaves, dims, strict=True)))
+        for b in range(num_rows)
+    ]
+    flat = [tree_flatten(out) for out in picked]
+    joined = [
+        torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts[0]
+        for parts in zip(*(leaves for leaves, _ in flat), strict=True)
+    ]
+    return tree_unflatten(joined, flat[0][1])
+
+
+def tree_map_rows(fn: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
+    leaves, spec = tree_flatten(tree)
+    return tree_unflatten([fn(x) if isinstance(x, torch.Tensor) else x for x in leaves], spec)

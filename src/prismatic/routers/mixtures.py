@@ -1,0 +1,96 @@
+"""A parameter whose value is a soft mixture over views, and the ways to use it without building it.
+
+Shapes: X leading dimensions that broadcast against (B, T), E views, P positions of the parameter,
+O output and I input features, R rows of the matrix that some piece touches, G pieces.
+"""
+
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+
+from prismatic.perturb import SparseChange, merge_sparse
+
+
+class Mixture(Protocol):
+    """What a router gives a rule instead of a parameter; `probs_XE` are the routing weights."""
+
+    def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
+        """The merged parameter for one r: its own shape."""
+
+    def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        """The merged parameter for every r, as gains and biases need it: (X, *shape)."""
+
+    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
+        """`x @ merged.T` for a parameter of shape (O, I): (X, I) -> (X, O)."""
+
+    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
+        """`x @ merged` for a parameter of shape (I, O): (X, I) -> (X, O)."""
+
+
+class ViewMixture:
+    """Views of one parameter: W * (1 + sum_i r_i f_i), with the changes as sparse pieces."""
+
+    def __init__(self, weight: torch.Tensor, change: SparseChange) -> None:
+        self.weight, self.change = weight, change
+
+    def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
+        return merge_sparse(self.weight, self.change, probs_E)
+
+    def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        f_EP = self.change.dense(self.weight.numel())
+        factor_XP = 1 + probs_XE.to(f_EP.dtype) @ f_EP
+        merged_XP = self.weight.flatten() * factor_XP
+        return merged_XP.to(self.weight.dtype).unflatten(-1, self.weight.shape)
+
+    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
+        y = F.linear(x, self.weight)
+        row_R, piece_R, delta_RI = self._rows()
+        change_XR = F.linear(x, delta_RI) * self._coefficients(x, probs_XE)[..., piece_R]
+        return y.index_add(-1, row_R, change_XR.to(y.dtype))
+
+    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
+        row_R, piece_R, delta_RO = self._rows()
+        scaled_XR = x[..., row_R] * self._coefficients(x, probs_XE)[..., piece_R]
+        return x @ self.weight + scaled_XR @ delta_RO
+
+    def _coefficients(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
+        return self.change.coefficients(probs_XE).to(x.dtype)
+
+    def _rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The change as a short matrix: for each of its rows the weight's row and the piece."""
+        num_columns = self.weight.shape[1]
+        position_K, piece_K, value_K, _ = self.change
+        key_K = piece_K * self.weight.shape[0] + position_K // num_columns
+        key_R, row_K = torch.unique_consecutive(key_K, return_inverse=True)
+        change_K = self.weight.flatten()[position_K] * value_K.to(self.weight.dtype)
+        at_K = row_K * num_columns + position_K % num_columns
+        delta_RC = change_K.new_zeros(len(key_R) * num_columns).index_add(0, at_K, change_K)
+        row_R, piece_R = key_R % self.weight.shape[0], key_R // self.weight.shape[0]
+        return row_R, piece_R, delta_RC.view(-1, num_columns)
+
+
+class ExpertMixture:
+    """The same parameter of N separate experts: sum_i r_i W_i."""
+
+    def __init__(self, weights: list[torch.Tensor]) -> None:
+        self.weights = weights
+
+    def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
+        return self.elementwise(probs_E)
+
+    def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        probs_XE = probs_XE.to(self.weights[0].dtype)
+        shape = probs_XE.shape[:-1] + (1,) * self.weights[0].ndim
+        pairs = zip(probs_XE.unbind(-1), self.weights, strict=True)
+        return torch.stack([prob.reshape(shape) * weight for prob, weight in pairs]).sum(0)
+
+    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
+        return self.matmul(x, probs_XE, transpose=True)
+
+    def matmul(
+        self, x: torch.Tensor, probs_XE: torch.Tensor, transpose: bool = False
+    ) -> torch.Tensor:
+        weights = [weight.T if transpose else weight for weight in self.weights]
+        pairs = zip(probs_XE.to(x.dtype).split(1, -1), weights, strict=True)
+        return torch.stack([prob * (x @ weight) for prob, weight in pairs]).sum(0)
