@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,6 +97,9 @@ def test_old_metrics_are_written_by_time(store, batches, monkeypatch):
     clock.now += 10
     logger.log_metrics({"a": 2.0}, 1)
     assert batches == [2]
+    clock.now += 9
+    logger.log_metrics({"a": 3.0}, 2)
+    assert batches == [2]
 
 
 def test_metrics_outlive_a_failed_write(store, client_class, monkeypatch):
@@ -112,13 +116,20 @@ def test_metrics_outlive_a_failed_write(store, client_class, monkeypatch):
 
 def test_values_that_are_not_finite_survive(store):
     logger = MLflowLogger(store)
-    values = {"nan": math.nan, "up": math.inf, "down": -math.inf, "tensor": torch.tensor(2.0)}
-    logger.log_metrics(values, 0)
+    logger.log_metrics({"nan": math.nan, "up": math.inf, "down": -math.inf}, 0)
     logger.flush()
     assert math.isnan(history(logger, "nan")[0][1])
     assert history(logger, "up") == [(0, sys.float_info.max)]
     assert history(logger, "down") == [(0, -sys.float_info.max)]
-    assert history(logger, "tensor") == [(0, 2.0)]
+
+
+def test_a_waiting_value_is_the_value_when_it_was_logged(store):
+    logger = MLflowLogger(store)
+    value = torch.tensor(2.0)
+    logger.log_metrics({"a": value})
+    value.fill_(5.0)
+    logger.flush()
+    assert history(logger, "a") == [(0, 2.0)]
 
 
 def test_hyperparameters_are_dotted_and_not_cut(store):
@@ -180,6 +191,17 @@ def test_the_last_status_wins_and_a_wrong_one_is_refused(store):
     assert info(logger).status == "FAILED"
     with pytest.raises(ValueError, match="'PRUNED' is not one of FINISHED, FAILED, KILLED"):
         logger.end("PRUNED")
+
+
+def test_a_run_that_goes_on_after_its_end_ends_later(store):
+    logger = MLflowLogger(store)
+    logger.log_metrics({"a": 1.0})
+    logger.finalize("success")  # Lightning after fit
+    first = info(logger)
+    time.sleep(0.002)
+    logger.log_metrics({"test/loss": 1.0})
+    logger.finalize("success")  # and after test
+    assert info(logger).end_time > first.end_time
 
 
 def test_an_unused_logger_leaves_no_run(store):
@@ -263,6 +285,8 @@ def test_nothing_is_written_above_rank_zero(tmp_path, monkeypatch):
     logger.flush()
     logger.finalize("success")
     assert logger.version == ""
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    logger.finalize("success")  # nothing waits either
     assert os.listdir(tmp_path) == []
 
 
@@ -447,13 +471,17 @@ def test_provenance_without_git(repository, monkeypatch):
     assert (found.commit, found.diff, found.gpu) == (None, "", None)
 
 
-def test_provenance_names_versions_and_hardware(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code, gpu", [(0, "NVIDIA H100"), (9, None)])
+def test_provenance_names_the_gpu(tmp_path, monkeypatch, code, gpu):
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho NVIDIA H100\n")
+    tool.write_text(f"#!/bin/sh\necho NVIDIA H100\nexit {code}\n")  # it reports errors there too
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert provenance(tmp_path).gpu == gpu
+
+
+def test_provenance_names_versions_and_processor(tmp_path):
     found = provenance(tmp_path)
-    assert found.gpu == "NVIDIA H100"
     assert found.cpu.endswith(f" x {os.cpu_count()}")
     assert found.versions["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found.versions["torch"] == torch.__version__

@@ -31,7 +31,7 @@ class DrawnTask:
 
     def train_batch(self, index: int, size: int, seed: int) -> Batch:
         """Return `size` fresh rows; a pure function of the arguments."""
-        require_count("size", size, "data.batch_size=32")
+        require_count("size", size, "optim.batch_size=32")
         return self.draw(stream(seed, index), size)
 
     def held_out(self, split: str) -> Batch:

@@ -86,7 +86,7 @@ class TextTask:
 
         Each row draws a domain in proportion to its training bytes, then any window inside it.
         """
-        require_count("size", size, "data.batch_size=32")
+        require_count("size", size, "optim.batch_size=32")
         rng = stream(seed, index)
         share_D = self._size_D / self._size_D.sum()
         domain_B = rng.choice(len(self.domains), size, p=share_D)

@@ -47,14 +47,13 @@ class Draws:
         source = np.random.Generator(generator(perturbation, name, view))
         return torch.from_numpy(source.standard_normal(numel))
 
-    def subset(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
-        """The weights that strategy `random` draws without replacement: (P,) bool.
+    def order(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
+        """The order in which strategy `random` draws weights without replacement: (P,) int64.
 
         The stream is jumped so that it shares nothing with the noise of the same tensor and view.
         """
         source = np.random.Generator(generator(perturbation, name, view).jumped())
-        first = source.random(numel).argsort()[: sum(perturbation.counts(numel))]
-        return torch.zeros(numel, dtype=torch.bool).index_fill_(0, torch.from_numpy(first), True)
+        return torch.from_numpy(source.random(numel).argsort())
 
 
 DRAWS = Draws()
@@ -73,12 +72,13 @@ def role(
     chosen first. Zeros are never selected: a multiplicative change cannot move them. `name` and
     `view` matter to the strategy `random` only. Source: 002, "perturbation_strategy".
     """
+    num_top, num_bottom = perturbation.counts(weight.numel())
     magnitude_P = weight.detach().abs().flatten()
     candidate_P = magnitude_P > 0
     if perturbation.strategy == "random":
-        drawn = draws.subset(perturbation, name, view, weight.numel())
-        candidate_P = candidate_P & drawn.to(weight.device)
-    num_top, num_bottom = perturbation.counts(weight.numel())
+        order_P = draws.order(perturbation, name, view, weight.numel()).to(weight.device)
+        drawn = order_P[candidate_P[order_P]][: num_top + num_bottom]
+        candidate_P = torch.zeros_like(candidate_P).index_fill_(0, drawn, True)
     rest = candidate_P.nonzero().flatten()
     order = magnitude_P[rest].argsort(descending=True, stable=True)
     top = rest[order[:num_top]]

@@ -22,10 +22,10 @@ class KeptDraws(Draws):
             self.kept[key] = super().normal(perturbation, name, view, numel)
         return self.kept[key]
 
-    def subset(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
-        key = ("subset", perturbation, name, view, numel)
+    def order(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
+        key = ("order", perturbation, name, view, numel)
         if key not in self.kept:
-            self.kept[key] = super().subset(perturbation, name, view, numel)
+            self.kept[key] = super().order(perturbation, name, view, numel)
         return self.kept[key]
 
 

@@ -1,0 +1,105 @@
+"""What the scripts share: one readable line for every error that a user can mend.
+
+Imported before anything heavy, so that `--help` answers at once.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from inspect import signature
+
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf.errors import OmegaConfBaseException
+
+FULL = "HYDRA_FULL_ERROR"
+NUMBER = re.compile(r"^\+{0,2}(sparsity|strategy|perturbation|focal)=([-+.\d][\w.+-]*(?:,.*)?)$")
+KEY_OF = {
+    "sparsity": "sparsity",
+    "strategy": "strategy",
+    "perturbation": "scale",
+    "focal": "length",
+}
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it, the deepest last."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def suggest(key: str, valid: Iterable[str]) -> str:
+    """The names that would have been right, the likely one last."""
+    names = sorted(str(name) for name in valid if not str(name).startswith("_"))
+    near = get_close_matches(key, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"\nvalid here: {', '.join(names)}{hint}"
+
+
+def missing_key(error: BaseException) -> str:
+    """For a key that the configuration does not have: those it has."""
+    parent, key = getattr(error, "parent_node", None), getattr(error, "key", None)
+    if key is None or parent is None or not hasattr(parent, "keys"):
+        return ""
+    return suggest(str(key), parent.keys())
+
+
+def unexpected_argument(error: BaseException) -> str:
+    """For a key that was added with `+` and that nothing takes: what is taken."""
+    target = re.search(r"target '([\w.]+)'", str(error))
+    argument = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if not (target and argument):
+        return ""
+    taken = signature(get_object(target[1])).parameters
+    return f"{target[1]} takes no {argument[1]!r}{suggest(argument[1], taken)}"
+
+
+def explain(error: BaseException) -> str | None:
+    """The message of an error that the user can mend, or None for a fault of the program."""
+    chain = list(causes(error))
+    known = (HydraException, OmegaConfBaseException)
+    ours = (ValueError, OSError, ArithmeticError)
+    for cause in reversed(chain):
+        if isinstance(cause, ours) and not isinstance(cause, known):
+            return str(cause)
+    if not isinstance(error, known):
+        return None
+    unexpected = unexpected_argument(error)
+    if unexpected:
+        return unexpected
+    first = str(error).split("\nConfig search path")[0].split("\nTo append")[0]
+    return first + next(filter(None, map(missing_key, chain)), "")
+
+
+def refuse_numbers(arguments: list[str]) -> None:
+    """A number given to a group of named options: say where numbers go."""
+    for argument in arguments:
+        match = NUMBER.match(argument)
+        if match:
+            node = "focal" if match[1] == "focal" else "perturbation"
+            raise ValueError(
+                f"{argument}: {match[1]} is a group of named options (see --help); a number is "
+                f"given as {node}.{KEY_OF[match[1]]}={match[2]}"
+            )
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run a script's main; a mendable error becomes its message and exit status 1."""
+    wanted = os.environ.get(FULL) == "1"
+    os.environ[FULL] = "1"  # Hydra then hands its errors over instead of printing them
+    try:
+        refuse_numbers(sys.argv[1:])
+        main()
+    except Exception as error:
+        message = None if wanted else explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}\n({FULL}=1 shows the traceback)", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        if not wanted:
+            os.environ.pop(FULL, None)

@@ -1,0 +1,19 @@
+"""Training: the LightningModule, its data, optimiser, losses, measures and callbacks."""
+
+import warnings
+
+from .callbacks import Checkpoints, Clock, Objectives, ProgressBar
+from .data import TaskData
+from .losses import cross_entropy, eml
+from .measures import RoutingMeasure, disagreement, routing_measures, view_measures
+from .module import DivergedError, Learner
+from .optim import Optimization
+
+# Lightning 2.6 calls torch's own deprecated check at every fit; nothing a user can do.
+warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+
+__all__ = [
+    "Checkpoints", "Clock", "DivergedError", "Learner", "Objectives", "Optimization", "ProgressBar",
+    "RoutingMeasure", "TaskData", "cross_entropy", "disagreement", "eml", "routing_measures",
+    "view_measures",
+]  # fmt: skip

@@ -1,0 +1,75 @@
+"""What accompanies training: the progress bar and the clock."""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+
+from prismatic.perturb import one_of
+
+from .module import Learner
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with the current loss, bits per byte and routing entropy."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        live = pl_module.live if isinstance(pl_module, Learner) else {}
+        return {name: f"{value:.3f}" for name, value in live.items()}
+
+
+class Clock(pl.Callback):
+    """Logs `time/step` in seconds and `time/tokens_per_second` over all ranks.
+
+    Averaged over the steps since it last logged; validation and checkpoints are not counted.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.tokens, self.steps, self.begun = 0.0, 0, 0, 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.begun = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+    ) -> None:
+        self.seconds += time.perf_counter() - self.begun
+        self.tokens += batch.tokens_BT.numel() * trainer.world_size
+        self.steps += 1
+        if trainer._logger_connector.should_update_logs and self.seconds:
+            pl_module.log("time/step", self.seconds / self.steps)
+            pl_module.log("time/tokens_per_second", self.tokens / self.seconds)
+            self.seconds, self.tokens, self.steps = 0.0, 0, 0
+
+
+class Objectives(pl.Callback):
+    """Stops at the first validation when an objective's name is not among the metrics."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name in self.names:
+            one_of("objective", name, tuple(sorted(trainer.callback_metrics)))
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps `checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run's folder."""
+
+    def __init__(self, monitor: str = "loss/val", mode: str = "min") -> None:
+        super().__init__(
+            monitor=monitor, mode=mode, filename="best", save_last=True,
+            auto_insert_metric_name=False, enable_version_counter=False,
+        )  # fmt: skip
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.dirpath = os.path.join(trainer.default_root_dir, "checkpoints")
+        super().setup(trainer, pl_module, stage)

@@ -1,0 +1,68 @@
+"""From a task to Lightning's loaders: batches by index, so that a resumed run sees what is next."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from prismatic.data import Batch, Task
+from prismatic.perturb import require
+
+
+class TrainBatches(IterableDataset):
+    """A rank's rows of the training batches `start`, `start` + 1, ... up to `stop`."""
+
+    def __init__(
+        self, task: Task, batch_size: int, seed: int, start: int, stop: int | None,
+        repeat: int | None, rank: int, world: int,
+    ) -> None:  # fmt: skip
+        self.task, self.batch_size, self.seed = task, batch_size, seed
+        self.indices = range(start, stop) if stop is not None else count(start)
+        self.repeat, self.rank, self.world = repeat, rank, world
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in self.indices:
+            batch = self.task.train_batch(
+                index % self.repeat if self.repeat else index, self.batch_size, self.seed
+            )
+            yield Batch(*(tensor[self.rank :: self.world] for tensor in batch))
+
+
+class TaskData(pl.LightningDataModule):
+    """A task's batches. `batch_size` counts the rows of all ranks; every rank takes its share."""
+
+    def __init__(self, task: Task, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.task, self.batch_size, self.seed = task, batch_size, seed
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        world = trainer.world_size
+        require(
+            self.batch_size % world == 0, "optim.batch_size", self.batch_size,
+            f"it is shared by {world} processes: give a multiple of {world}",
+        )  # fmt: skip
+        per_step = trainer.accumulate_grad_batches
+        stop = trainer.max_steps * per_step if trainer.max_steps > 0 else None
+        batches = TrainBatches(
+            self.task, self.batch_size, self.seed, trainer.global_step * per_step, stop,
+            int(trainer.overfit_batches) or None,  # type: ignore[attr-defined]
+            trainer.global_rank, world,
+        )  # fmt: skip
+        return DataLoader(batches, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.held_out("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self.held_out("test")
+
+    def held_out(self, split: str) -> DataLoader:
+        """Every held-out row once, in order; of several ranks each takes every world-th row."""
+        rank, world = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
+        rows = [tensor[rank::world] for tensor in self.task.held_out(split)]
+        return DataLoader(TensorDataset(*rows), batch_size=self.batch_size)

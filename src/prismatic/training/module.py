@@ -1,0 +1,163 @@
+"""Training and evaluation of a routed transformer on a task.
+
+Shapes: B batch, T time, V vocabulary, D domains, E views.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.nn import functional as F
+
+from prismatic.data import IGNORE, Batch, Task
+from prismatic.models import Transformer
+
+from .losses import cross_entropy
+from .measures import RoutingMeasure, disagreement, view_measures
+from .optim import Optimization, clip_apart
+
+PROBE_ROWS = 8  # held-out sequences on which the views are compared
+
+
+class DivergedError(ArithmeticError):
+    """Training left the finite numbers."""
+
+
+def refuse_leaks(model: Transformer, task: Task) -> None:
+    """A language model's loss is no likelihood when its routing sees the future."""
+    leaky = [r for r in model.routers if not (r.causal or r.allow_leak)]
+    if task.predicts == "next" and leaky:
+        raise ValueError(
+            f"router.level={leaky[0].level} with this pool lets later tokens, or other sequences, "
+            "decide how earlier ones are predicted: the loss of a language model measured so is "
+            "not a likelihood. Use router.level=token, or router.level=sequence router.pool=first; "
+            "router.allow_leak=true measures it anyway and tags the run as leaky"
+        )
+
+
+class HeldOut:
+    """Sums over an evaluation epoch: losses per domain, and routing."""
+
+    def __init__(self, model: Transformer, num_domains: int, device: torch.device) -> None:
+        self.loss_D = torch.zeros(num_domains, dtype=torch.float64, device=device)
+        self.count_D = torch.zeros_like(self.loss_D)
+        self.routing = RoutingMeasure(model.depth, model.routers[0].num_experts, device)
+
+    def update(self, model: Transformer, logits_BTV: torch.Tensor, batch: Batch) -> None:
+        loss_BT = F.cross_entropy(
+            logits_BTV.transpose(1, 2), batch.targets_BT, ignore_index=IGNORE, reduction="none"
+        )
+        scored_BT = batch.targets_BT != IGNORE
+        self.loss_D.index_add_(0, batch.domain_B, loss_BT.double().sum(1))
+        self.count_D.index_add_(0, batch.domain_B, scored_BT.double().sum(1))
+        self.routing.update(model.routing, len(batch.tokens_BT))
+
+    def losses(self, domains: Sequence[str]) -> tuple[float, dict[str, float]]:
+        """Mean loss in nats per token, and that of each domain."""
+        mean_D = (self.loss_D / self.count_D).tolist()
+        names = [re.sub(r"[^\w .:-]", "_", domain) for domain in domains]
+        return float(self.loss_D.sum() / self.count_D.sum()), dict(zip(names, mean_D, strict=True))
+
+
+class Learner(pl.LightningModule):
+    """Trains a `Transformer` on a `Task` and records losses, routing and views.
+
+    `criterion(logits, targets)` is what is optimised, beside the routers' penalties. Raises
+    `ValueError` for a language model with a router that sees the future, `DivergedError` at the
+    first loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        task: Task,
+        optim: Optimization,
+        criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy,
+    ) -> None:
+        super().__init__()
+        refuse_leaks(model, task)
+        self.model, self.task, self.optim, self.criterion = model, task, optim, criterion
+        self.live: dict[str, float] = {}
+        self.probe_BT = task.held_out("val").tokens_BT[:PROBE_ROWS]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        logits = self.model(batch.tokens_BT)
+        loss = self.criterion(logits, batch.targets_BT) + self.model.penalty()
+        nats = loss.detach()
+        if self.criterion is not cross_entropy:
+            nats = cross_entropy(logits.detach(), batch.targets_BT)
+        self.stop_if_diverged(nats)
+        self.log("loss/criterion", loss.detach())
+        self.log("loss/train", nats)
+        self.log("optim/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.show(float(nats))
+        return loss
+
+    def stop_if_diverged(self, nats: torch.Tensor) -> None:
+        if not math.isfinite(float(nats)):
+            raise DivergedError(
+                f"training stopped at step {self.global_step}: the loss is {float(nats)}. The "
+                "last checkpoint is kept. Lower optim.lr, perturbation.scale or "
+                "perturbation.sparsity, or lengthen optim.warmup_steps"
+            )
+
+    def show(self, nats: float) -> None:
+        """What the progress bar shows of the current step."""
+        measure = RoutingMeasure(self.model.depth, self.model.routers[0].num_experts, self.device)
+        measure.update(self.model.routing, 1)
+        self.live["loss"] = nats
+        if self.task.is_text:
+            self.live["bits/byte"] = nats / math.log(2)
+        self.live["routing entropy"] = measure.compute()["routing/entropy"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        norm = clip_apart(self.model, math.inf if gradient_clip_val is None else gradient_clip_val)
+        self.log("edge/grad_norm", norm)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optim.optimizer(self.model)
+        schedule = {"scheduler": self.optim.schedule(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_validation_epoch_start(self) -> None:
+        self.held_out = HeldOut(self.model, len(self.task.domains), self.device)
+
+    def validation_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
+        self.held_out.update(self.model, self.model(batch[0]), Batch(*batch))
+
+    def on_validation_epoch_end(self) -> None:
+        nats, by_domain = self.summed("loss/val")
+        recorded = {"loss/val": nats, **self.held_out.routing.compute()}
+        if self.task.is_text:
+            recorded["loss/bits_per_byte"] = nats / math.log(2)
+        if len(by_domain) > 1:
+            recorded |= {f"loss/val/{name}": loss for name, loss in by_domain.items()}
+        weight_E = self.held_out.routing.total_LE.mean(0) / self.held_out.routing.count
+        recorded |= view_measures(self.model, weight_E)
+        recorded |= disagreement(self.model, self.probe_BT.to(self.device))
+        self.log_dict(recorded)
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        nats, by_domain = self.summed("loss/test")
+        self.log_dict({"loss/test": nats, **{f"loss/test/{k}": v for k, v in by_domain.items()}})
+
+    def summed(self, name: str) -> tuple[float, dict[str, float]]:
+        """The epoch's losses, after its sums were added up over ranks."""
+        held_out = self.held_out
+        for tensor in (held_out.loss_D, held_out.count_D, *held_out.routing.tensors()):
+            tensor.copy_(self.trainer.strategy.reduce(tensor, reduce_op="sum"))
+        return held_out.losses(self.task.domains)

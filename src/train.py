@@ -1,0 +1,20 @@
+"""Train one model: python src/train.py perturbation=attractive focal=radial_helical"""
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from prismatic import cli, paths
+
+paths.register()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+def main(config: DictConfig) -> object:
+    from prismatic.experiment import run
+
+    return run(config, HydraConfig.get().runtime.output_dir)
+
+
+if __name__ == "__main__":
+    cli.run(main)
