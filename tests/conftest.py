@@ -1,7 +1,8 @@
-import importlib
 import logging
+import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("prismatic", deadline=None, derandomize=True)
 settings.load_profile("prismatic")
+SOURCES = Path(__file__).parents[1] / "src"
 
 
 class Outcome(NamedTuple):
@@ -26,10 +28,8 @@ class Outcome(NamedTuple):
 @pytest.fixture
 def script(
     tmp_path, monkeypatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Outcome]]:
+) -> Callable[..., Outcome]:
     """Runs `train` or `eval` in this process: script("train", "model=tiny", ...)."""
-    from prismatic import cli
-
     monkeypatch.setenv("PRISMATIC_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root, before = logging.getLogger(), Singleton.get_state()
@@ -40,7 +40,7 @@ def script(
         capfd.readouterr()
         status = 0
         try:
-            cli.run(importlib.import_module(name).main)
+            runpy.run_path(str(SOURCES / f"{name}.py"), run_name="__main__")
         except SystemExit as done:
             status = int(done.code or 0)
         finally:
@@ -51,4 +51,4 @@ def script(
             root.setLevel(level)
         return Outcome(status, *capfd.readouterr())
 
-    yield run
+    return run

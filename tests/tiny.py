@@ -16,7 +16,6 @@ QUIET = ["logger=none", "callbacks=none", "trainer.accelerator=cpu"]
 IID = ["data=iid", "data.vocab_size=16", "data.seq_len=16", "data.held_out_tokens=512"]
 FEW = ["optim.batch_size=4", "optim.warmup_steps=2", "trainer.max_steps=4"]
 FEW += ["trainer.val_check_interval=${trainer.max_steps}", "trainer.log_every_n_steps=1"]
-TINY = [*MODEL, *QUIET, *IID, *FEW]
 TEXT = "".join(f"{i} squared is {i * i}, and {i} cubed is {i**3}.\n" for i in range(300))
 
 
@@ -44,9 +43,15 @@ class Losses(Callback):
         self.values.append(outputs["loss"].item())
 
 
+def tiny(*overrides: str) -> DictConfig:
+    """A tiny model on independent tokens, or on the data that the overrides choose."""
+    chosen = any(override.startswith("data=") for override in overrides)
+    return composed(*MODEL, *QUIET, *FEW, *([] if chosen else IID), *overrides)
+
+
 def fit(run_dir: Path, *overrides: str, resume: Path | None = None) -> tuple[Parts, list[float]]:
     """Train a tiny model with these further overrides; what was built, and the losses."""
-    parts = build(composed(*TINY, *overrides), run_dir)
+    parts = build(tiny(*overrides), run_dir)
     losses = Losses()
     parts.trainer.callbacks.append(losses)
     parts.trainer.fit(parts.learner, parts.data, ckpt_path=resume, weights_only=True)

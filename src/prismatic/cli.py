@@ -23,6 +23,9 @@ KEY_OF = {
     "focal": "length",
 }
 
+# What Lightning and MLflow say to their users; by name, since importing them takes seconds.
+FOREIGN = {"MisconfigurationException", "MlflowException"}
+
 
 def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what led to it, the deepest last."""
@@ -62,9 +65,10 @@ def explain(error: BaseException) -> str | None:
     """The message of an error that the user can mend, or None for a fault of the program."""
     chain = list(causes(error))
     known = (HydraException, OmegaConfBaseException)
-    ours = (ValueError, OSError, ArithmeticError)
+    ours = (ValueError, OSError, FloatingPointError)
     for cause in reversed(chain):
-        if isinstance(cause, ours) and not isinstance(cause, known):
+        foreign = FOREIGN.intersection(base.__name__ for base in type(cause).__mro__)
+        if (isinstance(cause, ours) and not isinstance(cause, known)) or foreign:
             return str(cause)
     if not isinstance(error, known):
         return None

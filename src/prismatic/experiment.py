@@ -203,7 +203,8 @@ def summarise(parts: Parts, metrics: dict[str, float], run_dir: Path) -> None:
     rows |= {f"{name} (baseline)": value for name, value in parts.task.baselines.items()}
     if parts.task.bayes_loss is not None:
         rows["bayes (least possible)"] = parts.task.bayes_loss
-    lines = [f"  {name:<24}{value:.4f}" for name, value in rows.items()]
+    width = max(map(len, rows), default=0) + 2
+    lines = [f"  {name:<{width}}{value:.4f}" for name, value in rows.items()]
     log.info("\n".join(["", "result, in nats per token unless named otherwise", *lines]))
     log.info(f"run folder:   {run_dir}\nlook closer:  python src/eval.py run={run_dir}")
     if parts.logger is not None:

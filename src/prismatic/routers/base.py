@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from prismatic.perturb import require
 
-from .gate import seeded
+from .gate import require_views, seeded
 from .levels import LEVELS
 from .mixtures import Mixture
 from .rules import UnroutableError, unruled
@@ -63,8 +63,7 @@ class Router(nn.Module, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        whole = isinstance(num_experts, int) and num_experts >= 1
-        require(whole, "router.num_experts", num_experts, "give a whole number >= 1")
+        require_views(num_experts)
         require(temperature > 0, "router.temperature", temperature, "give a number > 0")
         share = 0 <= expert_dropout < 1
         require(share, "router.expert_dropout", expert_dropout, "give a share in [0, 1)")

@@ -57,6 +57,11 @@ def seeded(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
+def require_views(num_experts: int) -> None:
+    whole = isinstance(num_experts, int) and num_experts >= 1
+    require(whole, "router.num_experts", num_experts, "give a whole number >= 1")
+
+
 class Gate(nn.Module):
     """Logits of the views, Linear(LayerNorm(pool(x))): (B, T, D) -> (B, T or 1, E)."""
 
@@ -65,7 +70,7 @@ class Gate(nn.Module):
     ) -> None:
         super().__init__()
         one_of("router.level", level, tuple(POOLS))
-        require(num_experts >= 1, "router.num_experts", num_experts, "give a whole number >= 1")
+        require_views(num_experts)
         legal = tuple(POOLS[level])
         require(
             pool in legal,
@@ -88,6 +93,7 @@ class ConstantGate(nn.Module):
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
+        require_views(num_experts)
         self.logits_E = nn.Parameter(torch.zeros(num_experts))
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:

@@ -21,46 +21,53 @@ class Mixture(Protocol):
     def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
         """The merged parameter for every r, as gains and biases need it: (X, *shape)."""
 
-    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
-        """`x @ merged.T` for a parameter of shape (O, I): (X, I) -> (X, O)."""
+    def change(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        """`elementwise` less the base's own parameter."""
 
-    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
-        """`x @ merged` for a parameter of shape (I, O): (X, I) -> (X, O)."""
+    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """From `y = x @ base.T` to `x @ merged.T`, for a parameter of shape (O, I)."""
+
+    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """From `y = x @ base` to `x @ merged`, for a parameter of shape (I, O)."""
 
 
 class ViewMixture:
     """Views of one parameter: W * (1 + sum_i r_i f_i), with the changes as sparse pieces."""
 
     def __init__(self, weight: torch.Tensor, change: SparseChange) -> None:
-        self.weight, self.change = weight, change
+        self.weight, self.sparse = weight, change
 
     def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
-        return merge_sparse(self.weight, self.change, probs_E)
+        return merge_sparse(self.weight, self.sparse, probs_E)
 
     def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
-        f_EP = self.change.dense(self.weight.numel())
-        factor_XP = 1 + probs_XE.to(f_EP.dtype) @ f_EP
-        merged_XP = self.weight.flatten() * factor_XP
-        return merged_XP.to(self.weight.dtype).unflatten(-1, self.weight.shape)
+        return (self.weight + self._wide_change(probs_XE)).to(self.weight.dtype)
 
-    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight)
+    def change(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        return self._wide_change(probs_XE).to(self.weight.dtype)
+
+    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         row_R, piece_R, delta_RI = self._rows()
         change_XR = F.linear(x, delta_RI) * self._coefficients(x, probs_XE)[..., piece_R]
         return y.index_add(-1, row_R, change_XR.to(y.dtype))
 
-    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         row_R, piece_R, delta_RO = self._rows()
         scaled_XR = x[..., row_R] * self._coefficients(x, probs_XE)[..., piece_R]
-        return x @ self.weight + scaled_XR @ delta_RO
+        return y + scaled_XR @ delta_RO
+
+    def _wide_change(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        f_EP = self.sparse.dense(self.weight.numel())
+        change_XP = self.weight.flatten() * (probs_XE.to(f_EP.dtype) @ f_EP)
+        return change_XP.reshape(*probs_XE.shape[:-1], *self.weight.shape)
 
     def _coefficients(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
-        return self.change.coefficients(probs_XE).to(x.dtype)
+        return self.sparse.coefficients(probs_XE).to(x.dtype)
 
     def _rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The change as a short matrix: for each of its rows the weight's row and the piece."""
         num_columns = self.weight.shape[1]
-        position_K, piece_K, value_K, _ = self.change
+        position_K, piece_K, value_K, _ = self.sparse
         key_K = piece_K * self.weight.shape[0] + position_K // num_columns
         key_R, row_K = torch.unique_consecutive(key_K, return_inverse=True)
         change_K = self.weight.flatten()[position_K] * value_K.to(self.weight.dtype)
@@ -85,12 +92,21 @@ class ExpertMixture:
         pairs = zip(probs_XE.unbind(-1), self.weights, strict=True)
         return torch.stack([prob.reshape(shape) * weight for prob, weight in pairs]).sum(0)
 
-    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
-        return self.matmul(x, probs_XE, transpose=True)
+    def change(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        return self.elementwise(self._less_base(probs_XE))
 
-    def matmul(
-        self, x: torch.Tensor, probs_XE: torch.Tensor, transpose: bool = False
+    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self._add([weight.T for weight in self.weights], x, probs_XE, y)
+
+    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self._add(self.weights, x, probs_XE, y)
+
+    def _add(
+        self, weights: list[torch.Tensor], x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor
     ) -> torch.Tensor:
-        weights = [weight.T if transpose else weight for weight in self.weights]
-        pairs = zip(probs_XE.to(x.dtype).split(1, -1), weights, strict=True)
-        return torch.stack([prob * (x @ weight) for prob, weight in pairs]).sum(0)
+        probs = self._less_base(probs_XE).to(x.dtype).split(1, -1)
+        pairs = zip(probs, weights, strict=True)
+        return y + torch.stack([prob * (x @ weight) for prob, weight in pairs]).sum(0)
+
+    def _less_base(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        return torch.cat([probs_XE[..., :1] - 1, probs_XE[..., 1:]], -1)

@@ -18,23 +18,55 @@ from .mixtures import Mixture
 BY_NAME = "Conv1D", "LlamaRMSNorm"
 
 
-class Routed:
-    """A parameter inside a rule: a mixture together with the routing weights of this call."""
+class UnroutableError(ValueError):
+    """A module cannot run with a merge of its own per position or per sequence."""
 
-    def __init__(self, mixture: Mixture, probs: torch.Tensor) -> None:
-        self.mixture, self.probs = mixture, probs
+
+class Routed:
+    """A parameter inside a rule: a mixture, the routing weights of this call and its input."""
+
+    def __init__(
+        self,
+        parameter: torch.Tensor,
+        mixture: Mixture,
+        probs: torch.Tensor,
+        leading: int,
+        ndim: int,
+    ) -> None:
+        self.parameter, self.mixture, self.probs = parameter, mixture, probs
+        self.leading, self.ndim = leading, ndim
 
     def elementwise(self) -> torch.Tensor:
-        """Merged values for a gain or a bias: (B or 1, T or 1, *shape)."""
-        return self.mixture.elementwise(self.probs)
+        """Merged values for a gain or a bias, ready to meet the input: (B, T or 1, ..., *shape)."""
+        return self.mixture.elementwise(self._spread(self.parameter.ndim))
 
-    def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """`x @ merged.T`: (B, T, I) -> (B, T, O) for a parameter of shape (O, I)."""
-        return self.mixture.linear(x, self.probs)
+    def change(self) -> torch.Tensor:
+        """What routing adds to a gain or a bias: as `elementwise`, less the parameter itself."""
+        return self.mixture.change(self._spread(self.parameter.ndim))
 
-    def matmul(self, x: torch.Tensor) -> torch.Tensor:
-        """`x @ merged`: (B, T, I) -> (B, T, O) for a parameter of shape (I, O)."""
-        return self.mixture.matmul(x, self.probs)
+    def linear(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """`x @ merged.T`: (B, T, I) -> (B, T, O) for a parameter of shape (O, I).
+
+        Where the bare module's output `y` is given, what routing adds is added to it.
+        """
+        y = F.linear(x, self.parameter) if y is None else y
+        return self.mixture.linear(x, self._spread(1), y)
+
+    def matmul(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """`x @ merged`: as `linear`, for a parameter of shape (I, O)."""
+        y = x @ self.parameter if y is None else y
+        return self.mixture.matmul(x, self._spread(1), y)
+
+    def _spread(self, trailing: int) -> torch.Tensor:
+        """Routing weights that broadcast over all dimensions of the input but the last ones."""
+        ones = self.ndim - trailing - self.leading
+        if ones < 0:
+            raise UnroutableError(
+                f"a parameter of shape {tuple(self.parameter.shape)} spans dimensions that have a "
+                "routing each"
+            )
+        head = self.probs.shape[: self.leading]
+        return self.probs.reshape(*head, *(1,) * ones, self.probs.shape[-1])
 
 
 Rule = Callable[[Any, Mapping[str, Routed], torch.Tensor], torch.Tensor]
@@ -55,32 +87,37 @@ def rule_of(module: nn.Module) -> Rule | None:
     return RULES.get(cls, RULES.get(cls.__name__) if cls.__name__ in BY_NAME else None)
 
 
+def bare(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the module computes by itself. Rules add to it, so that no change is none, exactly."""
+    return type(module).forward(module, x)
+
+
 def plus_bias(y: torch.Tensor, params: Mapping[str, Routed]) -> torch.Tensor:
-    return y + params["bias"].elementwise().to(y.dtype) if "bias" in params else y
+    return y + params["bias"].change().to(y.dtype) if "bias" in params else y
 
 
 def linear(module: nn.Linear, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-    return plus_bias(params["weight"].linear(x), params)
+    return plus_bias(params["weight"].linear(x, bare(module, x)), params)
 
 
 def conv1d(module: nn.Module, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-    return plus_bias(params["weight"].matmul(x), params)
+    return plus_bias(params["weight"].matmul(x, bare(module, x)), params)
 
 
 def layer_norm(module: nn.LayerNorm, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-    y = F.layer_norm(x, module.normalized_shape, eps=module.eps)
-    return plus_bias(y * params["weight"].elementwise().to(y.dtype), params)
+    y, unit = bare(module, x), F.layer_norm(x, module.normalized_shape, eps=module.eps)
+    return plus_bias(y + unit * params["weight"].change().to(y.dtype), params)
 
 
 def rms_norm(module: nn.RMSNorm, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-    y = F.rms_norm(x, module.normalized_shape, eps=module.eps)
-    return y * params["weight"].elementwise().to(y.dtype)
+    y, unit = bare(module, x), F.rms_norm(x, module.normalized_shape, eps=module.eps)
+    return y + unit * params["weight"].change().to(y.dtype)
 
 
 def llama_rms_norm(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
     wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
-    return params["weight"].elementwise() * wide.to(x.dtype)
+    unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+    return bare(module, x) + unit.to(x.dtype) * params["weight"].change()
 
 
 RULES |= {
@@ -95,10 +132,6 @@ RULES |= {
 def owners(expert: nn.Module) -> list[tuple[str, nn.Module]]:
     """The submodules that own parameters, with their paths."""
     return [(path, m) for path, m in expert.named_modules() if list(m.parameters(recurse=False))]
-
-
-class UnroutableError(ValueError):
-    """A module cannot run with a merge of its own per position or per sequence."""
 
 
 def unruled(expert: nn.Module) -> str | None:
@@ -126,8 +159,7 @@ def routed(
     def bind(path: str, module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         rule = rule_of(module)
         assert rule is not None
-        own = module.named_parameters(recurse=False)
-        params = {name: Routed(mixtures[p], probs) for name, p in own}
+        own = dict(module.named_parameters(recurse=False))
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             if x.ndim <= len(leading) or tuple(x.shape[: len(leading)]) != leading:
@@ -136,6 +168,9 @@ def routed(
                     f"{tuple(x.shape)}, which does not begin with the dimensions {leading}"
                 )
             called.add(path)
+            params = {
+                name: Routed(p, mixtures[p], probs, len(leading), x.ndim) for name, p in own.items()
+            }
             return rule(module, params, x)
 
         return forward

@@ -9,7 +9,9 @@ from .measures import RoutingMeasure, disagreement, routing_measures, view_measu
 from .module import DivergedError, Learner
 from .optim import Optimization
 
-# Lightning 2.6 calls torch's own deprecated check at every fit; nothing a user can do.
+# Lightning 2.6 takes batches by index for shuffled ones where it shall repeat them, and calls
+# torch's own deprecated check at every fit; nothing a user can do.
+warnings.filterwarnings("ignore", "You requested to overfit but enabled train", UserWarning)
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
 __all__ = [

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from prismatic.data import IGNORE, Batch, Task
 from prismatic.models import Transformer
+from prismatic.perturb import require
 
 from .losses import cross_entropy
 from .measures import RoutingMeasure, disagreement, view_measures
@@ -22,7 +23,7 @@ from .optim import Optimization, clip_apart
 PROBE_ROWS = 8  # held-out sequences on which the views are compared
 
 
-class DivergedError(ArithmeticError):
+class DivergedError(FloatingPointError):
     """Training left the finite numbers."""
 
 
@@ -85,21 +86,22 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         logits = self.model(batch.tokens_BT)
-        loss = self.criterion(logits, batch.targets_BT) + self.model.penalty()
-        nats = loss.detach()
+        criterion = self.criterion(logits, batch.targets_BT)
+        nats = criterion.detach()
         if self.criterion is not cross_entropy:
             nats = cross_entropy(logits.detach(), batch.targets_BT)
-        self.stop_if_diverged(nats)
+        loss = criterion + self.model.penalty()
+        self.stop_if_diverged(loss.detach())
         self.log("loss/criterion", loss.detach())
         self.log("loss/train", nats)
         self.log("optim/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.show(float(nats))
         return loss
 
-    def stop_if_diverged(self, nats: torch.Tensor) -> None:
-        if not math.isfinite(float(nats)):
+    def stop_if_diverged(self, loss: float | torch.Tensor) -> None:
+        if not math.isfinite(loss):
             raise DivergedError(
-                f"training stopped at step {self.global_step}: the loss is {float(nats)}. The "
+                f"training stopped at step {self.global_step}: the loss is {float(loss)}. The "
                 "last checkpoint is kept. Lower optim.lr, perturbation.scale or "
                 "perturbation.sparsity, or lengthen optim.warmup_steps"
             )
@@ -119,7 +121,9 @@ class Learner(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        norm = clip_apart(self.model, math.inf if gradient_clip_val is None else gradient_clip_val)
+        limit = math.inf if gradient_clip_val is None else gradient_clip_val
+        require(limit > 0, "trainer.gradient_clip_val", limit, "give null or a number > 0")
+        norm = clip_apart(self.model, limit)
         self.log("edge/grad_norm", norm)
 
     def configure_optimizers(self) -> Any:
@@ -135,6 +139,7 @@ class Learner(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         nats, by_domain = self.summed("loss/val")
+        self.stop_if_diverged(nats)  # before a checkpoint is written
         recorded = {"loss/val": nats, **self.held_out.routing.compute()}
         if self.task.is_text:
             recorded["loss/bits_per_byte"] = nats / math.log(2)

@@ -46,7 +46,8 @@ class Optimization:
             require(0 <= value < 1, f"optim.{name}", value, "give a number in [0, 1)")
         for name, least in (("warmup_steps", 0), ("total_steps", 1), ("batch_size", 1)):
             value = getattr(self, name)
-            require(value >= least, f"optim.{name}", value, f"give a whole number >= {least}")
+            whole = isinstance(value, int) and value >= least
+            require(whole, f"optim.{name}", value, f"give a whole number >= {least}")
         share = self.final_share
         require(0 <= share <= 1, "optim.final_share", share, "give a share in [0, 1]")
 

@@ -1,0 +1,212 @@
+import math
+
+import pytest
+import torch
+
+from prismatic.data import IGNORE
+from prismatic.experiment import build
+from prismatic.training import DivergedError
+
+from ..tiny import fit, text_data, tiny
+
+CAUSAL = [
+    ["router.level=token", "router.pool=causal_mean"],
+    ["router.level=token", "router.pool=first"],
+    ["router.level=token", "router.pool=last"],
+    ["router.level=sequence", "router.pool=first"],
+    ["router=constant"],
+]
+LEAKY = [
+    [f"router.level={level}", f"router.pool={pool}"]
+    for level, pool in [
+        ("sequence", "mean"), ("sequence", "last"),
+        ("batch", "mean"), ("batch", "first"), ("batch", "last"),
+    ]
+]  # fmt: skip
+STRONG = ["focal=none", "perturbation.scale=1", "perturbation.sparsity=1", "perturbation=noise"]
+
+
+@pytest.mark.parametrize("router", ["prismatic", "constant", "smear", "dense"])
+def test_the_loss_goes_down_on_a_repeated_batch(router, tmp_path):
+    _, losses = fit(
+        tmp_path, f"router={router}", "trainer.overfit_batches=1", "trainer.max_steps=30",
+        "trainer.limit_val_batches=0", "optim.lr=0.02",
+    )  # fmt: skip
+    assert losses[-1] < losses[0] - 0.5
+    assert losses[0] == pytest.approx(math.log(16), abs=0.1)
+
+
+@pytest.mark.parametrize("routing", LEAKY, ids=" ".join)
+def test_a_language_model_refuses_a_router_that_sees_the_future(routing, tmp_path):
+    with pytest.raises(ValueError, match="not a likelihood.*allow_leak=true"):
+        build(tiny(*routing), tmp_path)
+    assert build(tiny(*routing, "router.allow_leak=true"), tmp_path)
+    
+    assert build(tiny("data=mixed", *routing), tmp_path), "scored at the last position"
+
+
+@pytest.mark.parametrize("routing", CAUSAL, ids=" ".join)
+def test_what_is_trained_to_predict_noise_does_not_beat_chance(routing, tmp_path):
+    parts, _ = fit(
+        tmp_path, *routing, *STRONG, "data.vocab_size=2", "data.held_out_tokens=4096",
+        "trainer.max_steps=30", "optim.lr=0.01",
+    )  # fmt: skip
+    mean, error = held_out_loss(parts)
+    assert mean > math.log(2) - 4 * error
+
+
+@pytest.mark.slow
+def test_a_leak_beats_chance(tmp_path):
+    parts, _ = fit(
+        tmp_path, "router.level=sequence", "router.pool=last", "router.allow_leak=true", *STRONG,
+        "data.vocab_size=2", "data.seq_len=2", "data.held_out_tokens=8192",
+        "trainer.max_steps=600", "optim.batch_size=64", "optim.lr=0.01",
+    )  # fmt: skip
+    mean, error = held_out_loss(parts)
+    assert mean < math.log(2) - 4 * error
+
+
+def held_out_loss(parts):
+    """Mean and standard error in nats, computed apart from what training logs."""
+    batch = parts.task.held_out("val")
+    with torch.no_grad():
+        log_probs = parts.model.eval()(batch.tokens_BT).log_softmax(-1)
+    loss = -log_probs.gather(-1, batch.targets_BT[..., None]).flatten().double()
+    assert float(parts.trainer.callback_metrics["loss/val"]) == pytest.approx(float(loss.mean()))
+    return float(loss.mean()), float(loss.std() / math.sqrt(len(loss)))
+
+
+def test_scale_zero_is_the_dense_run_bit_for_bit(tmp_path):
+    steps = ["trainer.max_steps=20", "trainer.gradient_clip_val=0.1", "trainer.val_check_interval=10"]
+    dense, dense_losses = fit(tmp_path / "d", "router=dense", *steps, *text_data(tmp_path))
+    views, view_losses = fit(tmp_path / "v", "perturbation.scale=0", *steps, *text_data(tmp_path))
+    assert dense_losses == view_losses
+    trunk = {n: p for n, p in views.model.state_dict().items() if ".gate." not in n}
+    expected = dense.model.state_dict()
+    extra = {n for n in trunk if n.endswith("_extra_state")}
+    assert trunk.keys() - extra == expected.keys() - {n for n in expected if "_extra_state" in n}
+    for name in trunk.keys() - extra:
+        assert torch.equal(trunk[name], expected[name]), name
+    assert float(dense.trainer.callback_metrics["edge/grad_norm"]) > 0.1, "nothing was clipped"
+
+
+RESUMED = {
+    "plain": ["router=prismatic"],
+    "dropout and drawn noise": ["router.expert_dropout=0.4", "perturbation=noise"],
+    "smear": ["router=smear", "router.expert_dropout=0.4"],
+    "accumulated": ["trainer.accumulate_grad_batches=2"],
+    "recurrent": ["model.depth=5", "loss=eml"],
+}
+
+
+@pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
+def test_resuming_continues_bit_for_bit(options, tmp_path):
+    common = ["callbacks=default", "~callbacks.progress", "optim.total_steps=40"]
+    common += ["trainer.val_check_interval=20", *options, *text_data(tmp_path)]
+    if "trainer.accumulate_grad_batches=2" in options:
+        common.append("trainer.val_check_interval=40")
+    whole, expected = fit(tmp_path / "whole", *common, "trainer.max_steps=40")
+    _, first = fit(tmp_path / "first", *common, "trainer.max_steps=20")
+    kept = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    resumed, second = fit(tmp_path / "second", *common, "trainer.max_steps=40", resume=kept)
+    assert first + second == expected
+    assert resumed.trainer.global_step == 40
+    logged = [p.trainer.callback_metrics for p in (whole, resumed)]
+    timed = {name for name in logged[0] if name.startswith("time/")}
+    assert {n: float(v) for n, v in logged[0].items() if n not in timed} == {
+        n: float(v) for n, v in logged[1].items() if n not in timed
+    }
+    assert_equal(whole.model.state_dict(), resumed.model.state_dict())
+    states = [p.trainer.optimizers[0].state_dict() for p in (whole, resumed)]
+    assert_equal(*states)
+
+
+def assert_equal(left, right):
+    """Nested containers of tensors and numbers, equal to the bit."""
+    assert type(left) is type(right)
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_equal(left[key], right[key])
+    elif isinstance(left, list):
+        assert len(left) == len(right)
+        for pair in zip(left, right, strict=True):
+            assert_equal(*pair)
+    else:
+        assert left == right
+
+
+def test_divergence_stops_the_run_and_says_what_to_do(tmp_path):
+    with pytest.raises(DivergedError, match=r"step 1: the loss is nan.*Lower optim.lr") as stopped:
+        fit(tmp_path, "optim.lr=1e30", "optim.warmup_steps=0")
+    assert "warmup_steps" in str(stopped.value)
+
+
+def test_divergence_keeps_the_last_checkpoint(tmp_path):
+    config = tiny(
+        "callbacks=default", "~callbacks.progress", "trainer.max_steps=10",
+        "trainer.val_check_interval=2",
+    )  # fmt: skip
+    parts = build(config, tmp_path)
+    right = parts.learner.criterion
+
+    def breaks(logits, targets):
+        return right(logits, targets) * (math.nan if parts.trainer.global_step == 5 else 1)
+
+    parts.learner.criterion = breaks
+    with pytest.raises(DivergedError, match="step 5"):
+        parts.trainer.fit(parts.learner, parts.data)
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 4
+    assert all(t.isfinite().all() for t in kept["state_dict"].values() if torch.is_tensor(t))
+
+
+def test_a_divergence_in_the_last_step_is_no_result(tmp_path):
+    """The weights break in the very step after which the run would be measured."""
+    checkpoints = ["callbacks=default", "~callbacks.progress"]
+    with pytest.raises(DivergedError, match="step 1: the loss is nan"):
+        fit(tmp_path, "optim.lr=1e30", "optim.warmup_steps=0", "trainer.max_steps=1", *checkpoints)
+    assert not list(tmp_path.glob("checkpoints/*.ckpt")), "no broken weights are kept"
+
+
+def test_validation_counts_every_scored_token_once(tmp_path):
+    
+    parts = build(tiny("data=mixed", "data.held_out_size=10"), tmp_path)
+    parts.trainer.fit(parts.learner, parts.data)
+    batch = parts.task.held_out("val")
+    with torch.no_grad():
+        log_probs = parts.model(batch.tokens_BT).log_softmax(-1)
+    scored = batch.targets_BT != IGNORE
+    expected = -log_probs[scored].gather(-1, batch.targets_BT[scored][:, None]).mean()
+    assert float(parts.trainer.callback_metrics["loss/val"]) == pytest.approx(float(expected))
+
+
+def test_what_is_logged(tmp_path):
+    parts, losses = fit(tmp_path, *text_data(tmp_path), "router.num_experts=2", "loss=eml")
+    logged = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
+    assert logged["loss/criterion"] == pytest.approx(losses[-1])
+    assert logged["loss/train"] < logged["loss/criterion"], "eml adds p to -ln p"
+    assert logged["loss/bits_per_byte"] == pytest.approx(logged["loss/val"] / math.log(2))
+    names = "optim/lr edge/grad_norm routing/entropy routing/concentration routing/variance"
+    names += " routing/input_dependence routing/expert_1_weight routing/pass_1/expert_0_weight"
+    names += " routing/merged_relative_norm views/1/relative_norm views/relative_norm"
+    assert {*names.split(), "views/disagreement"} <= logged.keys()
+    assert parts.learner.live.keys() == {"loss", "bits/byte", "routing entropy"}
+
+
+def test_penalties_are_optimised_and_told_apart(tmp_path):
+    _, plain = fit(tmp_path, "trainer.max_steps=1")
+    parts, penalised = fit(tmp_path, "trainer.max_steps=1", "router.z_loss=1")
+    logged = parts.trainer.callback_metrics
+    assert float(logged["loss/train"]) == plain[0]
+    # Routing starts near uniform logits 0, where the log-partition of 4 views is ln 4.
+    assert penalised[0] - plain[0] == pytest.approx(math.log(4) ** 2, rel=0.05)
+
+
+def test_a_clip_value_that_would_turn_or_stop_training_is_refused(tmp_path):
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=f"trainer.gradient_clip_val={value} is not valid"):
+            fit(tmp_path, f"trainer.gradient_clip_val={value}")
+    fit(tmp_path, "trainer.gradient_clip_val=null")
