@@ -26,9 +26,7 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def script(
-    tmp_path, monkeypatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
+def script(tmp_path, monkeypatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs `train` or `eval` in this process: script("train", "model=tiny", ...)."""
     monkeypatch.setenv("PRISMATIC_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -20,7 +20,7 @@ from prismatic.data import Task
 from prismatic.files import write_text
 from prismatic.models import Transformer
 from prismatic.paths import ROOT
-from prismatic.perturb import one_of
+from prismatic.perturb import one_of, require
 from prismatic.tracking import MLflowLogger, provenance
 from prismatic.training import Learner, Objectives, Optimization, TaskData, view_measures
 
@@ -48,9 +48,25 @@ class Parts:
 
 
 def check(config: DictConfig) -> None:
-    """Refuse root keys that nothing reads: a misspelt key added with `+` would do nothing."""
+    """Refuse what would fail late, and root keys that nothing reads (misspelt, added with `+`)."""
     for key in config:
         one_of("root key", str(key), (*GROUPS, *VALUES))
+    seed, objective = config.seed, config.objective
+    whole = isinstance(seed, int) and 0 <= seed < 2**32
+    require(whole, "seed", seed, "give a whole number from 0 to 2**32 - 1")
+    wanted = "name a metric such as loss/val, or a list of metrics"
+    require(bool(objective), "objective", objective, wanted)
+
+
+def check_interval(trainer: DictConfig) -> None:
+    """Without a validation a run would end with neither a result nor a checkpoint."""
+    interval, batches = (
+        trainer.val_check_interval,
+        trainer.max_steps * trainer.accumulate_grad_batches,
+    )
+    wanted = f"training ends after {batches} batches: give a whole number from 1 to {batches}"
+    fits = isinstance(interval, int) and 0 < interval <= batches
+    require(fits, "trainer.val_check_interval", interval, wanted)
 
 
 def build_model(config: DictConfig, vocab_size: int, seq_len: int) -> Transformer:
@@ -65,6 +81,7 @@ def build(config: DictConfig, run_dir: Path) -> Parts:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     task: Task = instantiate(config.data)
     optim: Optimization = instantiate(config.optim)
+    check_interval(config.trainer)
     model = build_model(config, task.vocab_size, task.seq_len)
     learner = Learner(model, task, optim, instantiate(config.loss))
     logged = config.logger and not config.trainer.fast_dev_run
@@ -135,6 +152,8 @@ def run(config: DictConfig, run_dir: str | Path) -> float | list[float]:
             parts.logger.finalize("failed")
         raise
     metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
+    for name in objectives(config):
+        one_of("objective", name, tuple(sorted(metrics)))
     summarise(parts, metrics, run_dir)
     values = [metrics[name] for name in objectives(config)]
     return values[0] if isinstance(config.objective, str) else values

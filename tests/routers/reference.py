@@ -1,6 +1,6 @@
 """What a routed module must compute, written out: a copy of the weights per position or per row.
 
-The views come from `prismatic.perturb.change`, the kernel's plain definition.
+Views come from `prismatic.perturb.change`, the kernel's plain definition; smear has its experts.
 """
 
 import copy
@@ -9,6 +9,7 @@ import torch
 from torch.func import functional_call
 
 from prismatic.perturb import change
+from prismatic.routers import SmearRouter
 
 
 def view(router, module, i, prefix=""):
@@ -32,6 +33,9 @@ def view(router, module, i, prefix=""):
 
 
 def views(router, module, prefix=""):
+    if isinstance(router, SmearRouter):
+        experts = [router.expert, *router.others]
+        return [dict(expert.get_submodule(prefix).named_parameters()) for expert in experts]
     return [view(router, module, i, prefix) for i in range(router.num_experts)]
 
 

@@ -35,9 +35,7 @@ def test_weight_decay_is_for_the_matrices_of_the_trunk():
         for p in group["params"]
         if group["weight_decay"]
     }
-    matrices = {
-        id(p) for n, p in built.named_parameters() if p.ndim > 1 and ".gate." not in n
-    }
+    matrices = {id(p) for n, p in built.named_parameters() if p.ndim > 1 and ".gate." not in n}
     assert decayed == matrices
 
 

@@ -4,7 +4,8 @@ Shapes: B batch, T time, D model width, E views.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,32 +76,42 @@ def by_row(
     leaves, tree = tree_flatten((args, kwargs))
     dims = row_dims(leaves, num_rows)
 
-    def run(probs_E: torch.Tensor, *row: Any) -> Any:
+    shape: dict[str, Any] = {}
+
+    def run(probs_E: torch.Tensor, *row: Any) -> list[torch.Tensor]:
         lone = [x if dim is None else x[None] for x, dim in zip(row, dims, strict=True)]
         row_args, row_kwargs = tree_unflatten(lone, tree)
-        return by_batch(expert, mixtures, probs_E, row_args, row_kwargs)
+        out = by_batch(expert, mixtures, probs_E, row_args, row_kwargs)
+        shape["leaves"], shape["tree"] = tree_flatten(out)
+        return [x for x in shape["leaves"] if isinstance(x, torch.Tensor)]
 
     try:
-        with warnings.catch_warnings():
-            # An operation without a batching rule is run row by row: slow, but right.
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            out = vmap(run, in_dims=(0, *dims), randomness="different")(rows_E, *leaves)
-        return tree_map_rows(lambda y: y.flatten(0, 1), out)
+        with vmap_friendly():
+            rows = vmap(run, in_dims=(0, *dims), randomness="different")(rows_E, *leaves)
     except RuntimeError as error:
         if "vmap" not in str(error) and "batching rule" not in str(error):
             raise
-    picked = [
-        run(rows_E[b], *(x if dim is None else x[b] for x, dim in zip(leaves, dims, strict=True)))
-        for b in range(num_rows)
-    ]
-    flat = [tree_flatten(out) for out in picked]
-    joined = [
-        torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts[0]
-        for parts in zip(*(leaves for leaves, _ in flat), strict=True)
-    ]
-    return tree_unflatten(joined, flat[0][1])
+        every = [
+            run(rows_E[b], *(x if d is None else x[b] for x, d in zip(leaves, dims, strict=True)))
+            for b in range(num_rows)
+        ]
+        rows = [torch.stack(parts) for parts in zip(*every, strict=True)]
+    joined = iter([y.flatten(0, 1) if y.ndim > 1 else y for y in rows])
+    filled = [next(joined) if isinstance(x, torch.Tensor) else x for x in shape["leaves"]]
+    return tree_unflatten(filled, shape["tree"])
 
 
-def tree_map_rows(fn: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
-    leaves, spec = tree_flatten(tree)
-    return tree_unflatten([fn(x) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
+@contextmanager
+def vmap_friendly() -> Iterator[None]:
+    """Lets vmap run what it has no rule for row by row, and off torch's fused encoder layer.
+
+    Under vmap that layer takes its inference path although gradients are wanted.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -57,10 +57,11 @@ class HeldOut:
         self.routing.update(model.routing, len(batch.tokens_BT))
 
     def losses(self, domains: Sequence[str]) -> tuple[float, dict[str, float]]:
-        """Mean loss in nats per token, and that of each domain."""
-        mean_D = (self.loss_D / self.count_D).tolist()
+        """Mean loss in nats per token, and that of each domain that was seen."""
         names = [re.sub(r"[^\w .:-]", "_", domain) for domain in domains]
-        return float(self.loss_D.sum() / self.count_D.sum()), dict(zip(names, mean_D, strict=True))
+        sums = zip(names, self.loss_D.tolist(), self.count_D.tolist(), strict=True)
+        by_domain = {name: loss / count for name, loss, count in sums if count}
+        return float(self.loss_D.sum() / self.count_D.sum()), by_domain
 
 
 class Learner(pl.LightningModule):

@@ -1,0 +1,154 @@
+import json
+import logging
+import math
+
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+import prismatic
+from prismatic import experiment
+from prismatic.experiment import build, choice_tags, run
+
+from .tiny import text_data, tiny
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A finished run on text, with checkpoints."""
+    folder = tmp_path / "run"
+    run(tiny(*text_data(tmp_path), "callbacks=default", "~callbacks.progress"), folder)
+    return folder
+
+
+def test_the_objective_is_returned(tmp_path):
+    one = run(tiny(), tmp_path / "one")
+    several = run(tiny("objective=[loss/val,views/relative_norm]"), tmp_path / "two")
+    assert isinstance(one, float) and isinstance(several, list)
+    assert several[0] == one == pytest.approx(math.log(16), abs=0.1)
+    assert several[1] > 0
+
+
+def test_an_unknown_objective_stops_at_the_first_validation(tmp_path):
+    config = tiny("objective=loss/vla", "trainer.max_steps=100", "trainer.val_check_interval=1")
+    with pytest.raises(ValueError, match=r"objective='loss/vla' is not valid: choose.* loss/val"):
+        run(config, tmp_path)
+
+
+def test_an_objective_without_any_validation_is_told(tmp_path):
+    with pytest.raises(ValueError, match="objective='loss/val' is not valid: choose one of edge"):
+        run(tiny("trainer.limit_val_batches=0"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=abc"], "seed='abc' is not valid"),
+        (["seed=-1"], "seed=-1 is not valid: give a whole number from 0"),
+        (["objective=null"], "objective=None is not valid: name a metric such as loss/val"),
+        (["trainer.val_check_interval=0"], "val_check_interval=0 is not valid.* from 1 to 4"),
+        (["trainer.val_check_interval=5"], "val_check_interval=5 is not valid: training ends"),
+        (["trainer.max_steps=abc"], "optim.total_steps='abc' is not valid: give a whole number"),
+        (["+foo=1"], "root key='foo' is not valid: choose one of data, model"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_late_is_refused_at_once(overrides, message, tmp_path):
+    with pytest.raises((ValueError, InstantiationException), match=message):
+        build(tiny(*overrides), tmp_path)
+
+
+def test_a_run_folder_rebuilds_the_run(run_dir):
+    config = OmegaConf.load(run_dir / "config.yaml")
+    assert "${" not in (run_dir / "config.yaml").read_text(), "everything is resolved"
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert manifest["vocab_size"] == 256 and manifest["domains"] == ["squares.txt"]
+    assert {"source", "version", "sha256", "bytes"} <= manifest["sources"][0].keys()
+    model, loaded = prismatic.load(run_dir, checkpoint="last")
+    assert loaded == config
+    assert not model.training
+    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    state = model.state_dict()
+    for name, value in checkpoint["state_dict"].items():
+        kept = state[name.removeprefix("model.")]
+        assert torch.equal(kept, value) if torch.is_tensor(value) else kept == value
+
+
+def test_loading_leaves_the_random_state_alone(run_dir):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    prismatic.load(run_dir)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config.yaml; give a folder that src/train"):
+        prismatic.load(tmp_path)
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no manifest\.json"):
+        prismatic.load(tmp_path)
+
+
+def test_checkpoints_that_cannot_be_used(run_dir, tmp_path):
+    with pytest.raises(
+        ValueError, match="checkpoint='worst' is not valid: choose one of best, las"
+    ):
+        prismatic.load(run_dir, checkpoint="worst")
+    best = run_dir / "checkpoints" / "best.ckpt"
+    whole = best.read_bytes()
+    for damaged in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+        best.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"best.ckpt cannot be read: it is damaged"):
+            prismatic.load(run_dir)
+    torch.save({"weights": torch.zeros(1)}, best)
+    with pytest.raises(ValueError, match="holds no model state"):
+        prismatic.load(run_dir)
+    best.unlink()
+    with pytest.raises(FileNotFoundError, match=r"best.ckpt does not exist; give a file such as"):
+        prismatic.load(run_dir)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        run(tiny("ckpt_path=nowhere.ckpt"), tmp_path / "other")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exit, (3,))
+
+
+def test_loading_runs_no_code(run_dir):
+    torch.save({"state_dict": {}, "bomb": Bomb()}, run_dir / "checkpoints" / "best.ckpt")
+    with pytest.raises(ValueError, match="cannot be read"):
+        prismatic.load(run_dir)
+
+
+def test_choice_tags_record_resolved_values():
+    tags = choice_tags(tiny("perturbation=directional", "sparsity=moderate", "+tags.note=a b"))
+    assert tags["sparsity"] == "0.2" and tags["strategy"] == "dual_sided"
+    assert tags["focal"] == "radial_helical" and tags["note"] == "a b"
+    assert "leaky" not in tags
+    assert choice_tags(tiny("router=dense"))["perturbation"] == "none"
+    assert choice_tags(tiny("experiment=source"))["leaky"] == "true"
+
+
+def test_a_weak_perturbation_is_told_with_its_remedy(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger=experiment.__name__)
+    run(tiny("experiment=willow", "perturbation.scale=0.01"), tmp_path / "weak")
+    warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 1 and "focal.units=fraction focal.length=0.1" in warned[0]
+    caplog.clear()
+    run(tiny("focal=none"), tmp_path / "strong")
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("changes the wrapped weights by" in record.message for record in caplog.records)
+
+
+def test_a_run_is_repeated_bit_for_bit(tmp_path):
+    results = {run(tiny("perturbation=noise"), tmp_path / name) for name in ("one", "two")}
+    assert len(results) == 1
+    assert run(tiny("perturbation=noise", "seed=1"), tmp_path / "three") not in results
+
+
+@pytest.mark.parametrize("name", ["fdr", "limit", "overfit", "profiler"])
+def test_debug_runs_come_to_their_end(name, tmp_path):
+    shorter = [] if name == "fdr" else ["trainer.max_steps=10", "trainer.val_check_interval=10"]
+    assert run(tiny(f"debug={name}", *shorter), tmp_path) < 4

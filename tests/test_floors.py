@@ -1,0 +1,62 @@
+"""A module imports its own room and lower floors only, and each floor knows few libraries."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[1] / "src"
+FLOORS = {
+    "perturb": 0, "data": 0, "stats": 0, "routers": 1, "report": 1, "models": 2, "training": 3,
+    "paths": 4, "tracking": 4, "cli": 4, "files": 4, "experiment": 5, "evaluation": 6,
+    "studies": 6, "bench": 6,
+}  # fmt: skip
+LIGHTNING, CONFIG = {"pytorch_lightning", "lightning_utilities"}, {"hydra", "omegaconf", "mlflow"}
+LIGHT = {"hydra", "omegaconf", "prismatic", "os", "sys", "pathlib"}
+MODULES = sorted(SOURCES.rglob("*.py"))
+
+
+def imported(path: Path, inside: bool = True) -> set[str]:
+    """Absolute names of what a file imports, inside functions too or at its top only."""
+    package = path.relative_to(SOURCES).parts[:-1]
+    names = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if inside else tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *filter(None, [node.module])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "prismatic" and parts[1:] and parts[1] in FLOORS else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCES)))
+def test_imports_go_down(path):
+    module = ".".join(path.relative_to(SOURCES).with_suffix("").parts)
+    names = imported(path)
+    libraries = {name.split(".")[0] for name in names}
+    own = room(module)
+    if own is None:
+        if module.startswith("hydra_plugins."):
+            assert "prismatic" not in libraries, "a plugin stands alone"
+        else:
+            assert module == "prismatic.__init__" or "." not in module, "a room without a floor"
+        return
+    rooms = {room(name) for name in names} - {None, own}
+    assert {r for r in rooms if FLOORS[r] >= FLOORS[own]} == set()
+    assert FLOORS[own] >= 3 or not libraries & LIGHTNING
+    assert FLOORS[own] >= 4 or not libraries & CONFIG
+    assert own != "stats" or "torch" not in libraries
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES.glob("*.py")), ids=lambda path: path.name)
+def test_scripts_are_thin_and_import_heavy_things_late(path):
+    assert len(path.read_text().splitlines()) <= 40
+    assert {name.split(".")[0] for name in imported(path, inside=False)} <= LIGHT
+    assert {room(name) for name in imported(path, inside=False)} <= {"cli", "paths", None}
