@@ -98,7 +98,7 @@ class Windows(Patch):
 @lru_cache(maxsize=64)
 @torch.compiler.disable
 def patches_of(
-    numel: int,
+    shape: torch.Size,
     num_views: int,
     focal: Focal,
     width: float,
@@ -109,9 +109,10 @@ def patches_of(
 
     `width` is how far a lens reaches. Constants, kept from call to call: they depend on no weight.
     """
+    numel = shape.numel()
     with torch.inference_mode(False), torch.no_grad():
         if focal.pattern in ("none", "helical"):
-            found = [everywhere(numel, num_views, focal)]
+            found = [everywhere(numel, shape[0] if len(shape) > 1 else 1, num_views, focal)]
         elif num_views == 2 or numel / num_views > 2 * math.ceil(width) + 2:
             found = windows(numel, num_views, focal, width)
         elif focal.profile == "exponential":
@@ -134,9 +135,8 @@ def waves(
     return weights_JGE, torch.stack([turn_L.cos(), turn_L.sin()])
 
 
-def everywhere(numel: int, num_views: int, focal: Focal) -> Patch:
-    """`none` and `helical`: any rectangle will do; the squarest keeps both vectors short."""
-    num_rows = next(j for j in range(math.isqrt(numel), 0, -1) if numel % j == 0)
+def everywhere(numel: int, num_rows: int, num_views: int, focal: Focal) -> Patch:
+    """`none` and `helical`: any rectangle will do, so it is that of the matrix."""
     length = numel // num_rows
     weights_JGE = torch.ones(num_rows, 1, num_views, dtype=torch.float64)
     basis_GL = torch.ones(1, length, dtype=torch.float64)

@@ -97,7 +97,7 @@ def views_of(
     if num_views > 1 and not perturbation.per_view and weight.dtype != torch.float64:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         width = reach(focal, weight.numel(), largest_scale(perturbation), torch.finfo(dtype).eps)
-        patches = patches_of(weight.numel(), num_views, focal, width, dtype, weight.device)
+        patches = patches_of(weight.shape, num_views, focal, width, dtype, weight.device)
         if patches is not None:
             selection = select(weight, perturbation)
             direction = -1 if perturbation.mode == "attractive" else 1

@@ -1,22 +1,18 @@
 """The two tiers of a tensor's magnitudes without a sort, and from nothing but the tensor.
 
 Nothing is remembered between calls, so no way of writing to a weight can leave a stale selection.
-A sorted sample says which magnitudes can reach a tier at all; the exact k-th of those few is then
-found by partition. A sample that misjudges costs time and never exactness: the candidates are
-counted, and too few of them means that the whole tensor is searched.
+The k-th magnitude is found by partition; where it is unique, it alone tells the tier.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from .kernel import role
 from .options import Perturbation
-
-SAMPLE = 4096
-
 
 class Region(Protocol):
     """A view of some positions of a flat tensor."""
@@ -48,6 +44,9 @@ class Roles(NamedTuple):
 
 Selection = Thresholds | Roles
 
+# numpy's partition runs on one core without the interpreter's lock: one tier here, one there.
+HELPER = ThreadPoolExecutor(1, thread_name_prefix="select")
+
 
 @torch.compiler.disable
 def select(weight: torch.Tensor, perturbation: Perturbation) -> Selection:
@@ -55,56 +54,73 @@ def select(weight: torch.Tensor, perturbation: Perturbation) -> Selection:
     magnitude_P = weight.detach().abs().flatten()
     if magnitude_P.dtype.itemsize < 4:
         magnitude_P = magnitude_P.float()
-    values_P: Any = magnitude_P if magnitude_P.is_cuda else magnitude_P.numpy()
+    if magnitude_P.device.type != "cpu":
+        return on_device(weight, magnitude_P, perturbation)
+    values_P = magnitude_P.numpy()
     num_top, num_bottom = perturbation.counts(len(values_P))
-    sample = sorted_(values_P[:: max(1, len(values_P) // SAMPLE)])
-    above = largest(values_P, num_top, sample) if num_top else math.inf
-    below = smallest(values_P, num_bottom, sample) if num_bottom else 0.0
+    helped = len(values_P) > 2**16
+    later = HELPER.submit(smallest, values_P, num_bottom) if helped else None
+    above = largest(values_P, num_top)
+    below = later.result() if later else smallest(values_P, num_bottom)
     if above is None or below is None or below > above:
-        return Roles(role(weight, perturbation).flatten())
+        return Roles(torch.from_numpy(tied(values_P, num_top, num_bottom)))
     return Thresholds(above, below)
 
 
-def sorted_(values: Any) -> Any:
-    return np.sort(values) if isinstance(values, np.ndarray) else values.sort().values
-
-
-def kth(values: Any, index: int) -> Any:
-    """The value that sorting would put at an index."""
-    if isinstance(values, np.ndarray):
-        return np.partition(values, index)[index]
-    return values.kthvalue(index + 1).values
-
-
-def enough(count: int, numel: int, num_sampled: int) -> int:
-    """How far into a sorted sample a tier can be expected to reach: five deviations further."""
-    expected = count / numel * num_sampled
-    return math.ceil(expected + 5 * math.sqrt(expected) + 5)
-
-
-def largest(values: Any, count: int, sample: Any) -> float | None:
+def largest(values_P: np.ndarray, count: int) -> float | None:
     """A number that exactly the `count` largest exceed, or None where ties or zeros forbid it."""
-    far = enough(count, len(values), len(sample))
-    few = values[values >= sample[-far]] if far <= len(sample) else values
-    few = few if len(few) >= count else values
-    least = kth(few, len(few) - count)
-    if not least > 0 or int((few >= least).sum()) != count:
+    if not count:
+        return math.inf
+    parted_P = np.partition(values_P, len(values_P) - count)
+    least, rest = parted_P[-count], parted_P[:-count]
+    if not least > 0 or (len(rest) and rest.max() == least):
         return None
-    return math.nextafter(float(least), 0) if values.itemsize == 8 else before(float(least))
+    return float(np.nextafter(least, np.zeros_like(least)))
 
 
-def before(value: float) -> float:
-    """The float32 before a positive one."""
-    return float(np.nextafter(np.float32(value), np.float32(0)))
-
-
-def smallest(values: Any, count: int, sample: Any) -> float | None:
+def smallest(values_P: np.ndarray, count: int) -> float | None:
     """The largest of the `count` smallest that are not zero, or None where ties forbid it."""
-    far = enough(count, len(values), len(sample))
-    few = values[values <= sample[far]] if far < len(sample) else values
-    few = few[few > 0]
-    few = few if len(few) >= count else values[values > 0]
-    if len(few) < count:
+    if not count:
+        return 0.0
+    skip = len(values_P) - int(np.count_nonzero(values_P))
+    if skip + count >= len(values_P):
         return None
-    most = kth(few, count - 1)
-    return float(most) if int((few <= most).sum()) == count else None
+    parted_P = np.partition(values_P, skip + count - 1)
+    most, rest = parted_P[skip + count - 1], parted_P[skip + count :]
+    return None if rest.min() == most else float(most)
+
+
+def tied(values_P: np.ndarray, num_top: int, num_bottom: int) -> np.ndarray:
+    """The roles where positions decide among equals, or where zeros leave too few candidates."""
+    role_P = np.zeros(len(values_P), np.int8)
+    role_P[lowest(-values_P, values_P > 0, num_top)] = 1
+    role_P[lowest(values_P, (values_P > 0) & (role_P == 0), num_bottom)] = -1
+    return role_P
+
+
+def lowest(key_P: np.ndarray, candidate_P: np.ndarray, count: int) -> np.ndarray:
+    """The candidates with the `count` smallest keys, equals by their position."""
+    at = np.flatnonzero(candidate_P)
+    if len(at) <= count or not count:
+        return at[:count]
+    key = key_P[at]
+    bound = np.partition(key, count - 1)[count - 1]
+    below, equal = at[key < bound], at[key == bound]
+    return np.concatenate([below, equal[: count - len(below)]])
+
+
+def on_device(
+    weight: torch.Tensor, magnitude_P: torch.Tensor, perturbation: Perturbation
+) -> Selection:
+    """The same where sorting is fast and a round trip is not: one transfer of four numbers."""
+    num_top, num_bottom = perturbation.counts(len(magnitude_P))
+    ordered_P = magnitude_P.sort().values
+    skip = int((magnitude_P == 0).sum())
+    if skip or num_top + num_bottom >= len(magnitude_P):
+        return Roles(role(weight, perturbation).flatten())
+    top = len(magnitude_P) - num_top
+    edges = ordered_P[[top - 1, min(top, len(ordered_P) - 1), num_bottom - 1, num_bottom]].tolist()
+    if edges[0] == edges[1] and num_top or edges[2] == edges[3] and num_bottom:
+        return Roles(role(weight, perturbation).flatten())
+    above = edges[0] if num_top else math.inf
+    return Thresholds(above, edges[2] if num_bottom else 0.0)
