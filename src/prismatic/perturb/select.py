@@ -5,7 +5,6 @@ The k-th magnitude is found by partition; where it is unique, it alone tells the
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -44,9 +43,6 @@ class Roles(NamedTuple):
 
 Selection = Thresholds | Roles
 
-# numpy's partition runs on one core without the interpreter's lock: one tier here, one there.
-HELPER = ThreadPoolExecutor(1, thread_name_prefix="select")
-
 
 @torch.compiler.disable
 def select(weight: torch.Tensor, perturbation: Perturbation) -> Selection:
@@ -58,10 +54,7 @@ def select(weight: torch.Tensor, perturbation: Perturbation) -> Selection:
         return on_device(weight, magnitude_P, perturbation)
     values_P = magnitude_P.numpy()
     num_top, num_bottom = perturbation.counts(len(values_P))
-    helped = len(values_P) > 2**16
-    later = HELPER.submit(smallest, values_P, num_bottom) if helped else None
-    above = largest(values_P, num_top)
-    below = later.result() if later else smallest(values_P, num_bottom)
+    above, below = largest(values_P, num_top), smallest(values_P, num_bottom)
     if above is None or below is None or below > above:
         return Roles(torch.from_numpy(tied(values_P, num_top, num_bottom)))
     return Thresholds(above, below)
@@ -82,7 +75,7 @@ def smallest(values_P: np.ndarray, count: int) -> float | None:
     """The largest of the `count` smallest that are not zero, or None where ties forbid it."""
     if not count:
         return 0.0
-    skip = len(values_P) - int(np.count_nonzero(values_P))
+    skip = len(values_P) - int(np.count_nonzero(values_P > 0))
     if skip + count >= len(values_P):
         return None
     parted_P = np.partition(values_P, skip + count - 1)

@@ -19,7 +19,7 @@ from prismatic.perturb import Patch, Views
 class Part(NamedTuple):
     """A part of the change: `change_KI` over some of the matrix's rows, and what it counts for."""
 
-    row_K: torch.Tensor | None  # None: all rows, in order
+    runs: list[slice]
     change_KI: torch.Tensor
     coefficient_XJ: torch.Tensor
 
@@ -52,10 +52,10 @@ class LensMixture:
 
     def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
         y = x @ self.weight
-        for row_K, change_KO, coefficient_XJ in self._parts(probs_XE):
-            delta_KO = change_KO * (self.weight if row_K is None else self.weight[row_K])
-            x_XK = x if row_K is None else x[..., row_K]
-            y = y + scaled(x_XK, fit(coefficient_XJ, x)) @ delta_KO.to(y.dtype)
+        for runs, change_KO, coefficient_XJ in self._parts(probs_XE):
+            delta_KO = change_KO * gather(self.weight, runs, 0)
+            x_XK = scaled(gather(x, runs, -1), fit(coefficient_XJ, x))
+            y = y + x_XK.to(y.dtype) @ delta_KO.to(y.dtype)
         return y
 
     def _num_changed(self) -> int:
@@ -73,22 +73,39 @@ class LensMixture:
             aligned = whole.stride % num_columns == 0
             for patch in [whole] if aligned else whole.rows():
                 role_JL = self.views.signs(weight_P, patch)
-                row_K = rows_of(patch, self.weight)
+                runs = rows_of(patch, self.weight)
                 for weights_JE, shape_JL in patch.pieces():
                     change_KI = spread(role_JL * shape_JL, patch, num_columns)
-                    yield Part(row_K, change_KI, scaled_XE @ weights_JE.T)
+                    yield Part(runs, change_KI, scaled_XE @ weights_JE.T)
 
 
-def rows_of(patch: Patch, weight: torch.Tensor) -> torch.Tensor | None:
-    """The matrix rows that a patch touches, patch row by patch row: (K,); None for all, in order."""
+def rows_of(patch: Patch, weight: torch.Tensor) -> list[slice]:
+    """The matrix rows that a patch touches: a run per patch row, or one run for all."""
     num_columns = weight.shape[1]
     first, offset = divmod(patch.start, num_columns)
+    if patch.num_rows * patch.width == weight.numel():
+        return [slice(None)]
     per_row = -(-(offset + patch.width) // num_columns)
-    step = patch.stride // num_columns
-    if (first, offset) == (0, 0) and patch.num_rows * patch.width == weight.numel():
-        return None
-    row_J1 = first + step * torch.arange(patch.num_rows, device=weight.device)[:, None]
-    return (row_J1 + torch.arange(per_row, device=weight.device)).flatten()
+    starts = [first + j * (patch.stride // num_columns) for j in range(patch.num_rows)]
+    return [slice(start, start + per_row) for start in starts]
+
+
+def gather(x: torch.Tensor, runs: list[slice], dim: int) -> torch.Tensor:
+    """Some runs of indices, one after the other."""
+    if len(runs) == 1:
+        return along(x, runs[0], dim)
+    return torch.cat([along(x, run, dim) for run in runs], dim)
+
+
+def add_to(y: torch.Tensor, runs: list[slice], dim: int, change: torch.Tensor) -> None:
+    """Add to some runs of indices in place, the opposite of `gather`; runs may overlap."""
+    parts = [change] if len(runs) == 1 else change.chunk(len(runs), dim)
+    for run, part in zip(runs, parts, strict=True):
+        along(y, run, dim).add_(part)
+
+
+def along(x: torch.Tensor, run: slice, dim: int) -> torch.Tensor:
+    return x[run] if dim == 0 else x[..., run]
 
 
 def spread(change_JL: torch.Tensor, patch: Patch, num_columns: int) -> torch.Tensor:
@@ -99,7 +116,7 @@ def spread(change_JL: torch.Tensor, patch: Patch, num_columns: int) -> torch.Ten
 
 
 def fit(coefficient_XJ: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Coefficients that broadcast against (..., J, R) of x's leading dimensions, in x's dtype."""
+    """Coefficients that broadcast against (..., J) of x's leading dimensions, in x's dtype."""
     lead = coefficient_XJ.shape[: x.ndim - 1]
     ones = (1,) * (x.ndim - 1 - len(lead))
     return coefficient_XJ.reshape(*lead, *ones, -1).to(x.dtype)
@@ -125,9 +142,9 @@ class _Linear(torch.autograd.Function):
         ctx.parts = [part[:2] for part in parts]
         ctx.save_for_backward(x, weight, *all_c)
         y = F.linear(x, weight)
-        for (row_K, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
-            change = scaled(x @ delta(weight, row_K, change_KI).T, coefficient_XJ)
-            _ = y.add_(change) if row_K is None else y.index_add_(-1, row_K, change)
+        for (runs, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
+            change = scaled(x @ delta(weight, runs, change_KI).T, coefficient_XJ)
+            add_to(y, runs, -1, change)
         return y
 
     @staticmethod
@@ -136,19 +153,17 @@ class _Linear(torch.autograd.Function):
         grad_x, flat_x = grad @ weight, x.flatten(0, -2)
         grad_weight = grad.flatten(0, -2).T @ flat_x
         grad_c = []
-        for (row_K, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
-            delta_KI = delta(weight, row_K, change_KI)
-            grad_XK = grad if row_K is None else grad[..., row_K]
+        for (runs, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
+            delta_KI = delta(weight, runs, change_KI)
+            grad_XK = gather(grad, runs, -1)
             per_row = (grad_XK * (x @ delta_KI.T)).unflatten(-1, (coefficient_XJ.shape[-1], -1))
             grad_c.append(total_like(per_row.sum(-1), coefficient_XJ))
             grad_XK = scaled(grad_XK, coefficient_XJ)
             grad_x.add_(grad_XK @ delta_KI)
             grad_KI = (grad_XK.flatten(0, -2).T @ flat_x).mul_(change_KI)
-            _ = grad_weight.add_(grad_KI) if row_K is None else grad_weight.index_add_(0, row_K, grad_KI)
+            add_to(grad_weight, runs, 0, grad_KI)
         return None, grad_x, grad_weight, *grad_c
 
 
-def delta(
-    weight: torch.Tensor, row_K: torch.Tensor | None, change_KI: torch.Tensor
-) -> torch.Tensor:
-    return (weight if row_K is None else weight[row_K]) * change_KI.to(weight.dtype)
+def delta(weight: torch.Tensor, runs: list[slice], change_KI: torch.Tensor) -> torch.Tensor:
+    return gather(weight, runs, 0) * change_KI.to(weight.dtype)
