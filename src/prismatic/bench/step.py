@@ -153,7 +153,7 @@ def running_bytes(prof: profile) -> Iterator[int]:
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     total = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()
+        total += event.nbytes()  # type: ignore[attr-defined]
         yield total
 
 
@@ -183,7 +183,7 @@ def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> 
             nudge(module, round_)
             times[name].append(seconds(lambda m=module: step(m, inputs), sizes.device))  # type: ignore
     rate = matrix_rate(sizes.device, sizes.dtype)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, module in modules.items():
         # The first round warms up.
         pairs = zip(times[name][1:], times["plain"][1:], strict=True)

@@ -11,6 +11,7 @@ Shapes: P positions of the tensor, J rows and L columns of a rectangle, G rank, 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -173,13 +174,11 @@ def gap_rows(numel: int, num_views: int) -> list[tuple[int, int, int]]:
     if numel % num_views == 0:
         return [(0, num_views, numel // num_views)]
     starts = [-(-j * numel // num_views) for j in range(num_views + 1)]
-    lengths = [after - start for start, after in zip(starts, starts[1:], strict=False)]
+    lengths = [after - start for start, after in pairwise(starts)]
     return [(j, 1, length) for j, length in enumerate(lengths) if length]
 
 
-def gaps(
-    first: int, num_rows: int, length: int, numel: int, num_views: int, focal: Focal
-) -> Patch:
+def gaps(first: int, num_rows: int, length: int, numel: int, num_views: int, focal: Focal) -> Patch:
     """What fades to the right from the lenses before a gap, and to the left from those after."""
     fade, wavelength = focal.lengths(numel)
     start = -(-first * numel // num_views)

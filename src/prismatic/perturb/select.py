@@ -13,6 +13,7 @@ import torch
 from .kernel import role
 from .options import Perturbation
 
+
 class Region(Protocol):
     """A view of some positions of a flat tensor."""
 
@@ -105,15 +106,13 @@ def lowest(key_P: np.ndarray, candidate_P: np.ndarray, count: int) -> np.ndarray
 def on_device(
     weight: torch.Tensor, magnitude_P: torch.Tensor, perturbation: Perturbation
 ) -> Selection:
-    """The same where sorting is fast and a round trip is not: one transfer of four numbers."""
+    """The same where sorting is fast and a round trip is not: two transfers of a few numbers."""
     num_top, num_bottom = perturbation.counts(len(magnitude_P))
-    ordered_P = magnitude_P.sort().values
-    skip = int((magnitude_P == 0).sum())
-    if skip or num_top + num_bottom >= len(magnitude_P):
+    if num_top + num_bottom >= len(magnitude_P) or not bool(magnitude_P.all()):
         return Roles(role(weight, perturbation).flatten())
-    top = len(magnitude_P) - num_top
-    edges = ordered_P[[top - 1, min(top, len(ordered_P) - 1), num_bottom - 1, num_bottom]].tolist()
-    if edges[0] == edges[1] and num_top or edges[2] == edges[3] and num_bottom:
+    ordered_P, top = magnitude_P.sort().values, len(magnitude_P) - num_top
+    edge_P = torch.cat([ordered_P, ordered_P.new_full((1,), math.inf)])
+    before, least, most, after = edge_P[[top - 1, top, num_bottom - 1, num_bottom]].tolist()
+    if before == least or (num_bottom and most == after):
         return Roles(role(weight, perturbation).flatten())
-    above = edges[0] if num_top else math.inf
-    return Thresholds(above, edges[2] if num_bottom else 0.0)
+    return Thresholds(before, most if num_bottom else 0.0)

@@ -75,8 +75,7 @@ def recomputed(rule: Rule) -> Rule:
     """
 
     def run(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-        options = {"use_reentrant": False, "preserve_rng_state": False}
-        return checkpoint(rule, module, params, x, **options)
+        return checkpoint(rule, module, params, x, use_reentrant=False, preserve_rng_state=False)
 
     return run
 
