@@ -1,7 +1,8 @@
 """The kernel: which weights a view changes, by how much, and the merge of all views."""
 
 from .kernel import DRAWS, Draws, change, modulation, role
-from .merging import Select, SparseChange, merge, merge_sparse, sparse_change
+from .lenses import Patch
+from .merging import Views, merge, views_of
 from .options import (
     ALIASES,
     MODES,
@@ -16,6 +17,8 @@ from .options import (
     one_of,
     require,
 )
+from .select import Selection, select
+from .sparse import Select, SparseChange, merge_sparse, sparse_change
 
 __all__ = [
     "ALIASES",
@@ -29,9 +32,12 @@ __all__ = [
     "UNITS",
     "Draws",
     "Focal",
+    "Patch",
     "Perturbation",
     "Select",
+    "Selection",
     "SparseChange",
+    "Views",
     "change",
     "merge",
     "merge_sparse",
@@ -39,5 +45,7 @@ __all__ = [
     "one_of",
     "require",
     "role",
+    "select",
     "sparse_change",
+    "views_of",
 ]

@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
-from prismatic.perturb import Draws, Focal, Perturbation, SparseChange, sparse_change
+from prismatic.perturb import Draws, Focal, Perturbation, SparseChange, sparse_change, views_of
 
 from .base import Router
 from .gate import ConstantGate, Gate, is_causal, seeded
-from .mixtures import ViewMixture
+from .lenses import LensMixture
+from .mixtures import Mixture, ViewMixture
 
 
 class KeptDraws(Draws):
@@ -76,8 +77,13 @@ class PrismaticRouter(Router):
             parameter, self.num_experts, self.perturbation, self.focal, path, draws=self._draws
         )
 
-    def mixture(self, name: str, parameter: nn.Parameter) -> ViewMixture:
-        return ViewMixture(parameter, self.change(name, parameter))
+    def mixture(self, name: str, parameter: nn.Parameter) -> Mixture:
+        path = f"{self.name}.{name}".lstrip(".")
+        options = self.num_experts, self.perturbation, self.focal, path, self._draws
+        views = views_of(parameter, *options)
+        if isinstance(views, SparseChange):
+            return ViewMixture(parameter, views)
+        return LensMixture(parameter, views)
 
 
 class ConstantRouter(PrismaticRouter):

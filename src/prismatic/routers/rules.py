@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .mixtures import Mixture
 
@@ -104,6 +105,18 @@ def conv1d(module: nn.Module, params: Mapping[str, Routed], x: torch.Tensor) -> 
     return plus_bias(params["weight"].matmul(x, bare(module, x)), params)
 
 
+def recomputed(rule: Rule) -> Rule:
+    """The same rule, whose backward computes its inner values anew instead of keeping them.
+
+    An element-wise merge makes several tensors of the size of its input and is cheap.
+    """
+
+    def run(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(rule, module, params, x, use_reentrant=False, preserve_rng_state=False)
+
+    return run
+
+
 def layer_norm(module: nn.LayerNorm, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
     y, unit = bare(module, x), F.layer_norm(x, module.normalized_shape, eps=module.eps)
     return plus_bias(y + unit * params["weight"].change().to(y.dtype), params)
@@ -122,10 +135,10 @@ def llama_rms_norm(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -
 
 RULES |= {
     nn.Linear: linear,
-    nn.LayerNorm: layer_norm,
-    nn.RMSNorm: rms_norm,
+    nn.LayerNorm: recomputed(layer_norm),
+    nn.RMSNorm: recomputed(rms_norm),
     "Conv1D": conv1d,
-    "LlamaRMSNorm": llama_rms_norm,
+    "LlamaRMSNorm": recomputed(llama_rms_norm),
 }
 
 

@@ -1,0 +1,219 @@
+"""What one forward and backward of a routed block costs, as a ratio to the plain block.
+
+All cases run interleaved in one process: a ratio compares two times of the same round, so that a
+machine that slows down slows both. The weights change between rounds, so that whatever a router
+derives from them is part of the timed step.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.profiler import ProfilerActivity, profile
+
+from prismatic.models import Attention, Block, Residual
+from prismatic.models.parts import GeluMLP, RotaryPositions
+from prismatic.perturb import Focal, Perturbation, change
+from prismatic.routers import PrismaticRouter, SmearRouter
+
+MIB = 2**20
+PATTERNS = {
+    "default": Focal(),
+    "none": Focal("none"),
+    "helical": Focal("helical"),
+    "radial": Focal("radial", 0.1, 1.0, units="fraction"),
+    "radial_helical": Focal("radial_helical", 0.1, 1.0, units="fraction"),
+    "gaussian": Focal("radial_helical", 0.1, 1.0, units="fraction", profile="gaussian"),
+}
+POOLS = {"batch": "mean", "sequence": "mean", "token": "causal_mean"}
+OPTIONS = {
+    "random": {"strategy": "random"},
+    "noise": {"mode": "noise"},
+    "strength": {"strength": 0.002},
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The block that is timed, and where."""
+
+    dim: int = 512
+    hidden: int = 2048
+    num_heads: int = 8
+    batch: int = 8
+    seq_len: int = 256
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def block(self) -> Block:
+        """A block as the transformer builds it."""
+        attention = Residual(nn.LayerNorm(self.dim), Attention(self.dim, self.num_heads, False))
+        mlp = Residual(nn.LayerNorm(self.dim), GeluMLP(self.dim, self.hidden, False))
+        return Block(attention, mlp).to(self.device, getattr(torch, self.dtype))
+
+    def inputs(self) -> tuple[torch.Tensor, nn.Module]:
+        x_BTD = torch.randn(self.batch, self.seq_len, self.dim)
+        x_BTD = x_BTD.to(self.device, getattr(torch, self.dtype)).requires_grad_()
+        return x_BTD, RotaryPositions(self.seq_len, self.dim, self.num_heads).to(self.device)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the matrix products of one forward and backward."""
+        tokens = self.batch * self.seq_len
+        linear = 4 * self.dim**2 + 2 * self.dim * self.hidden
+        return 6 * tokens * (linear + self.seq_len * self.dim)  # causal attention: half of two
+
+
+class NaiveRouter(PrismaticRouter):
+    """The reference of the costs: every view is built in full, then all are averaged."""
+
+    def forward(self, x_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        probs_E = self.route(x_BTD).probs.flatten()
+        merged = {}
+        for name, weight in self.expert.named_parameters():
+            options = self.num_experts, self.perturbation, self.focal, name
+            views = [weight * (1 + change(weight, i, *options)) for i in range(self.num_experts)]
+            merged[name] = torch.einsum("e,e...->...", probs_E, torch.stack(views))
+        return functional_call(self.expert, merged, (x_BTD, *args), kwargs)
+
+
+def case_names(patterns: Sequence[str], levels: Sequence[str], experts: Sequence[int]) -> list[str]:
+    """`plain`, and a name `{level}/{pattern}/{N}` for every combination."""
+    return ["plain", *(f"{a}/{b}/{n}" for a in levels for b in patterns for n in experts)]
+
+
+def build(name: str, block: Block, dim: int) -> nn.Module:
+    """A case by its name; `smear/{level}/{N}` and `naive/{pattern}/{N}` are references."""
+    if name == "plain":
+        return block
+    kind, pattern, experts = name.split("/")
+    if kind == "smear":
+        return SmearRouter(block, dim, int(experts), pattern, POOLS[pattern])
+    level = "batch" if kind == "naive" else kind
+    cls = NaiveRouter if kind == "naive" else PrismaticRouter
+    perturbation = Perturbation(**OPTIONS.get(pattern, {}))  # type: ignore[arg-type]
+    focal = PATTERNS.get(pattern, PATTERNS["radial_helical"])
+    return cls(block, dim, int(experts), perturbation, focal, level, POOLS[level])
+
+
+def nudge(module: nn.Module, round_: int) -> None:
+    """What an optimiser would do: every weight moves a little."""
+    generator = torch.Generator().manual_seed(round_)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(noise, alpha=1e-4)
+
+
+def step(module: nn.Module, inputs: tuple[torch.Tensor, nn.Module]) -> None:
+    """One forward and backward; gradients are new each time."""
+    module.zero_grad(set_to_none=True)
+    inputs[0].grad = None
+    module(*inputs).sum().backward()
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """The time of a piece of work, by the device's own clock."""
+    if not device.startswith("cuda"):
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def peak_bytes(module: nn.Module, inputs: tuple[torch.Tensor, nn.Module], device: str) -> int:
+    """The most that a step holds at once: its parameters and all that it allocates."""
+    module.zero_grad(set_to_none=True)
+    inputs[0].grad = None
+    held = sum(p.numel() * p.element_size() for p in module.parameters())
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(module, inputs)
+        return held + torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        step(module, inputs)
+    return held + max(running_bytes(prof))
+
+
+def running_bytes(prof: profile) -> Iterator[int]:
+    """Bytes allocated since a profile began, after each allocation and each release in it."""
+    assert prof.profiler is not None and prof.profiler.kineto_results is not None
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()  # type: ignore[attr-defined]
+        yield total
+
+
+def matrix_rate(device: str, dtype: str, size: int = 2048) -> float:
+    """The machine's matrix rate in FLOP/s: the best of several large products."""
+    x = torch.randn(size, size).to(device, getattr(torch, dtype))
+    return 2 * size**3 / min(seconds(lambda: x @ x, device) for _ in range(8))
+
+
+def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> dict[str, Any]:
+    """Time the cases in interleaved rounds; the first of `names` must be `plain`.
+
+    Returns the machine's figures and, per case, the median ratio to plain, the quartiles, the
+    seconds and the peak bytes of a step.
+    """
+    assert names[0] == "plain"
+    torch.manual_seed(seed)
+    block = sizes.block()
+    modules = {
+        name: build(name, copy.deepcopy(block), sizes.dim).to(block.mlp.norm.weight)  # type: ignore
+        for name in names
+    }
+    inputs = sizes.inputs()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(rounds + 1):
+        for name, module in modules.items():
+            nudge(module, round_)
+            times[name].append(seconds(lambda m=module: step(m, inputs), sizes.device))  # type: ignore
+    rate = matrix_rate(sizes.device, sizes.dtype)
+    rows: list[dict[str, Any]] = []
+    for name, module in modules.items():
+        # The first round warms up.
+        pairs = zip(times[name][1:], times["plain"][1:], strict=True)
+        ratios = [mine / plain for mine, plain in pairs]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append({
+            "case": name, "ratio": middle, "low": low, "high": high,
+            "seconds": statistics.median(times[name][1:]),
+            "bytes": peak_bytes(module, inputs, sizes.device),
+        })  # fmt: skip
+    for row in rows:
+        row["memory"] = row["bytes"] / rows[0]["bytes"]
+    return {
+        "device": torch.cuda.get_device_name() if sizes.device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(), "rounds": rounds, "sizes": vars(sizes),
+        "matrix_rate": rate, "plain_share": sizes.flops / rows[0]["seconds"] / rate, "cases": rows,
+    }  # fmt: skip
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for reading."""
+    lines = [
+        f"{result['device']}, {result['threads']} threads, {result['rounds']} rounds; matrices "
+        f"{result['matrix_rate'] / 1e9:.0f} GFLOP/s, plain reaches {result['plain_share']:.0%}",
+        f"{'case':26} {'ratio':>6}  {'quartiles':>13} {'ms':>8} {'MiB':>8} {'memory':>7}",
+    ]
+    for row in result["cases"]:
+        spread = f"{row['low']:.3f}-{row['high']:.3f}"
+        lines.append(
+            f"{row['case']:26} {row['ratio']:6.3f}  {spread:>13} {1000 * row['seconds']:8.1f} "
+            f"{row['bytes'] / MIB:8.1f} {row['memory']:7.3f}"
+        )
+    return "\n".join(lines)

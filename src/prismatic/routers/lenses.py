@@ -1,0 +1,169 @@
+"""A parameter as a mixture of views that are a selection times lenses, and products with it.
+
+A view changes some rows of a matrix: y = W x plus, for each part of the pattern, what those rows of
+the change give, times what the part counts for at each position.
+
+Shapes: X leading dimensions that broadcast against (B, T), E views, P positions of the parameter,
+O output and I input features, J rows of a patch, each of them R rows of the matrix (K = J * R).
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from prismatic.perturb import Patch, Views
+
+
+class Part(NamedTuple):
+    """A part of the change: `change_KI` over some of the matrix's rows, and what it counts for."""
+
+    runs: list[slice]
+    change_KI: torch.Tensor
+    coefficient_XJ: torch.Tensor
+
+
+class LensMixture:
+    """Views of one parameter: W * (1 + sum_i r_i f_i) with f_i = scale_i * role * lens_i."""
+
+    def __init__(self, weight: torch.Tensor, views: Views) -> None:
+        self.weight, self.views = weight, views
+
+    def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
+        return self.views.merged(self.weight, probs_E)
+
+    def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        f_EP = self.views.dense(self.weight)
+        merged_XP = self.weight.flatten() * (1 + probs_XE.to(f_EP.dtype) @ f_EP)
+        return merged_XP.to(self.weight.dtype).unflatten(-1, self.weight.shape)
+
+    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
+        if probs_XE.shape[1] == 1 and x.ndim == 3 and self._num_changed() > self.weight.shape[0]:
+            pairs = zip(x, probs_XE.flatten(0, 1), strict=True)
+            return torch.stack([F.linear(row, self.merged(probs_E)) for row, probs_E in pairs])
+        weight = self.weight
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+        parts = list(self._parts(probs_XE))
+        coefficients = [fit(part.coefficient_XJ, x) for part in parts]
+        return _Linear.apply(parts, x, weight, *coefficients)
+
+    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
+        y = x @ self.weight
+        for runs, change_KO, coefficient_XJ in self._parts(probs_XE):
+            delta_KO = change_KO * gather(self.weight, runs, 0)
+            x_XK = scaled(gather(x, runs, -1), fit(coefficient_XJ, x))
+            y = y + x_XK.to(y.dtype) @ delta_KO.to(y.dtype)
+        return y
+
+    def _num_changed(self) -> int:
+        """Rows of extra products."""
+        num_columns = self.weight.shape[1]
+        return sum(
+            len(p.pieces()) * p.num_rows * (p.width // num_columns) for p in self.views.patches
+        )
+
+    def _parts(self, probs_XE: torch.Tensor) -> Iterator[Part]:
+        num_columns = self.weight.shape[1]
+        weight_P = self.weight.detach().flatten().to(self.views.scale_E.dtype)
+        scaled_XE = probs_XE.to(weight_P.dtype) * self.views.scale_E
+        for whole in self.views.patches:
+            aligned = whole.stride % num_columns == 0
+            for patch in [whole] if aligned else whole.rows():
+                role_JL = self.views.signs(weight_P, patch)
+                runs = rows_of(patch, self.weight)
+                for weights_JE, shape_JL in patch.pieces():
+                    change_KI = spread(role_JL * shape_JL, patch, num_columns)
+                    yield Part(runs, change_KI, scaled_XE @ weights_JE.T)
+
+
+def rows_of(patch: Patch, weight: torch.Tensor) -> list[slice]:
+    """The matrix rows that a patch touches: a run per patch row, or one run for all."""
+    num_columns = weight.shape[1]
+    first, offset = divmod(patch.start, num_columns)
+    if patch.num_rows * patch.width == weight.numel():
+        return [slice(None)]
+    per_row = -(-(offset + patch.width) // num_columns)
+    starts = [first + j * (patch.stride // num_columns) for j in range(patch.num_rows)]
+    return [slice(start, start + per_row) for start in starts]
+
+
+def gather(x: torch.Tensor, runs: list[slice], dim: int) -> torch.Tensor:
+    """Some runs of indices, one after the other."""
+    if len(runs) == 1:
+        return along(x, runs[0], dim)
+    return torch.cat([along(x, run, dim) for run in runs], dim)
+
+
+def add_to(y: torch.Tensor, runs: list[slice], dim: int, change: torch.Tensor) -> None:
+    """Add to some runs of indices in place, the opposite of `gather`; runs may overlap."""
+    parts = [change] if len(runs) == 1 else change.chunk(len(runs), dim)
+    for run, part in zip(runs, parts, strict=True):
+        along(y, run, dim).add_(part)
+
+
+def along(x: torch.Tensor, run: slice, dim: int) -> torch.Tensor:
+    return x[run] if dim == 0 else x[..., run]
+
+
+def spread(change_JL: torch.Tensor, patch: Patch, num_columns: int) -> torch.Tensor:
+    """A patch's values where its matrix rows have them: (J, L) -> (K, I), 0 elsewhere."""
+    offset = patch.start % num_columns
+    tail = -(offset + patch.width) % num_columns
+    return F.pad(change_JL, (offset, tail)).view(-1, num_columns)
+
+
+def fit(coefficient_XJ: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Coefficients that broadcast against (..., J) of x's leading dimensions, in x's dtype."""
+    lead = coefficient_XJ.shape[: x.ndim - 1]
+    ones = (1,) * (x.ndim - 1 - len(lead))
+    return coefficient_XJ.reshape(*lead, *ones, -1).to(x.dtype)
+
+
+def scaled(x_XK: torch.Tensor, coefficient_XJ: torch.Tensor) -> torch.Tensor:
+    """Each patch row's features times what it counts for."""
+    x_XJR = x_XK.unflatten(-1, (coefficient_XJ.shape[-1], -1))
+    return (x_XJR * coefficient_XJ[..., None]).flatten(-2)
+
+
+def total_like(grad_XJ: torch.Tensor, like_XJ: torch.Tensor) -> torch.Tensor:
+    return grad_XJ.sum_to_size(like_XJ.shape)
+
+
+class _Linear(torch.autograd.Function):
+    """`x @ W.T` and the parts' rows in one node: gradients add up in place, nothing is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, parts: list[Part], x: torch.Tensor, weight: torch.Tensor, *all_c: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.parts = [part[:2] for part in parts]
+        ctx.save_for_backward(x, weight, *all_c)
+        y = F.linear(x, weight)
+        for (runs, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
+            change = scaled(x @ delta(weight, runs, change_KI).T, coefficient_XJ)
+            add_to(y, runs, -1, change)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        x, weight, *all_c = ctx.saved_tensors
+        grad_x, flat_x = grad @ weight, x.flatten(0, -2)
+        grad_weight = grad.flatten(0, -2).T @ flat_x
+        grad_c = []
+        for (runs, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
+            delta_KI = delta(weight, runs, change_KI)
+            grad_XK = gather(grad, runs, -1)
+            per_row = (grad_XK * (x @ delta_KI.T)).unflatten(-1, (coefficient_XJ.shape[-1], -1))
+            grad_c.append(total_like(per_row.sum(-1), coefficient_XJ))
+            grad_XK = scaled(grad_XK, coefficient_XJ)
+            grad_x.add_(grad_XK @ delta_KI)
+            grad_KI = (grad_XK.flatten(0, -2).T @ flat_x).mul_(change_KI)
+            add_to(grad_weight, runs, 0, grad_KI)
+        return None, grad_x, grad_weight, *grad_c
+
+
+def delta(weight: torch.Tensor, runs: list[slice], change_KI: torch.Tensor) -> torch.Tensor:
+    return gather(weight, runs, 0) * change_KI.to(weight.dtype)

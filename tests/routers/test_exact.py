@@ -1,0 +1,187 @@
+"""The fast paths compute what the definition of a view says, whatever wrote to the weights."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from prismatic.perturb import Focal, Perturbation, change
+from prismatic.routers import PrismaticRouter
+
+# Shapes: B batch, T time, D width, E views.
+DIM = 48
+FOCALS = {
+    "narrow": Focal(length=3.0, wavelength=30.0),
+    "literal": Focal(),
+    "none": Focal("none"),
+    "helical": Focal("helical"),
+    "radial": Focal("radial", 0.1, 1.0, units="fraction"),
+    "radial_helical": Focal("radial_helical", 0.1, 1.0, units="fraction", phase="aligned"),
+    "gaussian": Focal("radial_helical", 0.1, 1.0, units="fraction", profile="gaussian"),
+}
+POOLS = {"batch": "mean", "sequence": "mean", "token": "causal_mean"}
+
+
+def block() -> nn.Module:
+    return nn.Sequential(
+        nn.LayerNorm(DIM), nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM, bias=False)
+    )
+
+
+def router(level: str, num_experts: int, focal: Focal, **options: Any) -> PrismaticRouter:
+    torch.manual_seed(0)
+    perturbation = Perturbation(**options)
+    return PrismaticRouter(
+        block(), DIM, num_experts, perturbation, focal, level, POOLS[level], name="b"
+    )
+
+
+def reference(router: PrismaticRouter, x_BTD: torch.Tensor) -> torch.Tensor:
+    """Each position with a weight of its own, made from `change` view by view."""
+    num_experts = router.num_experts
+    shape_BTE = (*x_BTD.shape[:2], num_experts)
+    probs_BTE = router.route(x_BTD).probs.expand(shape_BTE)
+    factors = {
+        name: torch.stack([
+            change(p, i, num_experts, router.perturbation, router.focal, f"b.{name}")
+            for i in range(num_experts)
+        ])
+        for name, p in router.expert.named_parameters()
+    }  # fmt: skip
+
+    def at(probs_E: torch.Tensor, x_D: torch.Tensor) -> torch.Tensor:
+        named = router.expert.named_parameters()
+        merged = {
+            name: p * (1 + torch.einsum("e,e...->...", probs_E, factors[name])) for name, p in named
+        }
+        return functional_call(router.expert, merged, (x_D,))
+
+    rows = zip(probs_BTE.flatten(0, 1), x_BTD.flatten(0, 1), strict=True)
+    return torch.stack([at(*row) for row in rows]).view_as(x_BTD)
+
+
+def close(ours: torch.Tensor | None, theirs: torch.Tensor | None, rtol: float) -> None:
+    if ours is None or theirs is None:
+        assert ours is None and theirs is None
+        return
+    ours, theirs = ours.detach(), theirs.detach()
+    scale = float(theirs.abs().max())
+    assert float((ours - theirs).abs().max()) <= rtol * max(scale, 1e-3)
+
+
+def agrees(router: PrismaticRouter, rtol: float, gradients: bool = True) -> None:
+    """Outputs, and gradients by the input and every parameter, are the reference's."""
+    generator = torch.Generator().manual_seed(1)
+    x, seen = (torch.randn(2, 5, DIM, generator=generator) for _ in range(2))
+    dtype = next(router.parameters()).dtype
+    x, seen = x.to(dtype).requires_grad_(gradients), seen.to(dtype)
+    ours, theirs = router(x), reference(router, x)
+    close(ours, theirs, rtol)
+    if gradients:
+        wanted = [x, *router.parameters()]
+        pair = [
+            torch.autograd.grad((y * seen).sum(), wanted, allow_unused=True)
+            for y in (ours, theirs)
+        ]  # fmt: skip
+        for mine, other in zip(*pair, strict=True):
+            close(mine, other, rtol)
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("focal", FOCALS)
+@pytest.mark.parametrize("level", POOLS)
+def test_every_pattern(level: str, focal: str, num_experts: int) -> None:
+    agrees(router(level, num_experts, FOCALS[focal]), 5e-6)
+
+
+@pytest.mark.parametrize("options", [
+    {"strategy": "top_only"}, {"strategy": "bottom_only"}, {"strategy": "random"},
+    {"mode": "repulsive"}, {"mode": "noise"}, {"scale": 0.0}, {"strength": 0.005}, {"sparsity": 1.0},
+])  # fmt: skip
+@pytest.mark.parametrize("level", POOLS)
+def test_every_option(level: str, options: dict[str, Any]) -> None:
+    agrees(router(level, 3, FOCALS["radial_helical"], **options), 5e-6)
+
+
+@pytest.mark.parametrize("level", POOLS)
+@pytest.mark.parametrize("focal", ["helical", "radial_helical"])
+def test_float64(level: str, focal: str) -> None:
+    agrees(router(level, 8, FOCALS[focal]).double(), 1e-12)
+
+
+def adamw(**options: Any) -> Callable[[nn.Module], None]:
+    def write(module: nn.Module) -> None:
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        torch.optim.AdamW(module.parameters(), lr=0.1, **options).step()
+
+    return write
+
+
+def by_data(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.data = torch.randn_like(parameter)
+
+
+def by_numpy(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.detach().numpy()[:] = torch.randn_like(parameter).numpy()
+
+
+def by_vector(module: nn.Module) -> None:
+    vector = nn.utils.parameters_to_vector(module.parameters())
+    nn.utils.vector_to_parameters(torch.randn_like(vector).detach(), module.parameters())
+
+
+def by_assignment(module: nn.Module) -> None:
+    state = {k: torch.randn_like(v) if isinstance(v, torch.Tensor) else v
+             for k, v in copy.deepcopy(module.state_dict()).items()}  # fmt: skip
+    module.load_state_dict(state, assign=True)
+
+
+@torch.inference_mode()
+def in_inference(module: nn.Module) -> None:
+    module(torch.randn(2, 5, DIM))
+
+
+@torch.no_grad()
+def in_place(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.mul_(torch.randn_like(parameter))
+
+
+WRITERS = {
+    "foreach": adamw(foreach=True), "fused": adamw(fused=True), "data": by_data, "numpy": by_numpy,
+    "vector": by_vector, "assign": by_assignment, "inference": in_inference, "in place": in_place,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("level", POOLS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_no_selection_is_stale(writer: str, level: str) -> None:
+    routed = router(level, 4, FOCALS["radial_helical"])
+    agrees(routed, 5e-6, gradients=False)
+    WRITERS[writer](routed)
+    agrees(routed, 5e-6)
+    agrees(copy.deepcopy(routed), 5e-6)
+
+
+@pytest.mark.parametrize("level", POOLS)
+def test_autocast(level: str) -> None:
+    routed = router(level, 4, FOCALS["radial_helical"])
+    x = torch.randn(2, 5, DIM)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(routed(x).float(), reference(routed, x).float(), 2e-2)
+
+
+@pytest.mark.parametrize("level", POOLS)
+@pytest.mark.filterwarnings("ignore")
+def test_compiled(level: str) -> None:
+    routed = router(level, 4, FOCALS["radial_helical"])
+    x = torch.randn(2, 5, DIM)
+    compiled = torch.compile(routed, backend="eager")
+    close(compiled(x), reference(routed, x), 5e-6)
