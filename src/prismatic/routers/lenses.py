@@ -34,36 +34,27 @@ class LensMixture:
         return self.views.merged(self.weight, probs_E)
 
     def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
-        f_EP = self.views.dense(self.weight)
-        merged_XP = self.weight.flatten() * (1 + probs_XE.to(f_EP.dtype) @ f_EP)
-        return merged_XP.to(self.weight.dtype).unflatten(-1, self.weight.shape)
+        return (self.weight + self._wide_change(probs_XE)).to(self.weight.dtype)
 
-    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
-        if probs_XE.shape[1] == 1 and x.ndim == 3 and self._num_changed() > self.weight.shape[0]:
-            pairs = zip(x, probs_XE.flatten(0, 1), strict=True)
-            return torch.stack([F.linear(row, self.merged(probs_E)) for row, probs_E in pairs])
-        weight = self.weight
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
+    def change(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        return self._wide_change(probs_XE).to(self.weight.dtype)
+
+    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         parts = list(self._parts(probs_XE))
-        coefficients = [fit(part.coefficient_XJ, x) for part in parts]
-        return _Linear.apply(parts, x, weight, *coefficients)
+        coefficients = [part.coefficient_XJ.to(y.dtype) for part in parts]
+        return _AddRows.apply(parts, y, x.to(y.dtype), self.weight.to(y.dtype), *coefficients)
 
-    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
-        y = x @ self.weight
+    def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         for runs, change_KO, coefficient_XJ in self._parts(probs_XE):
-            delta_KO = change_KO * gather(self.weight, runs, 0)
-            x_XK = scaled(gather(x, runs, -1), fit(coefficient_XJ, x))
+            delta_KO = gather(self.weight, runs, 0) * change_KO
+            x_XK = scaled(gather(x, runs, -1), coefficient_XJ.to(x.dtype))
             y = y + x_XK.to(y.dtype) @ delta_KO.to(y.dtype)
         return y
 
-    def _num_changed(self) -> int:
-        """Rows of extra products."""
-        num_columns = self.weight.shape[1]
-        return sum(
-            len(p.pieces()) * p.num_rows * (p.width // num_columns) for p in self.views.patches
-        )
+    def _wide_change(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        f_EP = self.views.dense(self.weight)
+        change_XP = self.weight.flatten() * (probs_XE.to(f_EP.dtype) @ f_EP)
+        return change_XP.reshape(*probs_XE.shape[:-1], *self.weight.shape)
 
     def _parts(self, probs_XE: torch.Tensor) -> Iterator[Part]:
         num_columns = self.weight.shape[1]
@@ -115,13 +106,6 @@ def spread(change_JL: torch.Tensor, patch: Patch, num_columns: int) -> torch.Ten
     return F.pad(change_JL, (offset, tail)).view(-1, num_columns)
 
 
-def fit(coefficient_XJ: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Coefficients that broadcast against (..., J) of x's leading dimensions, in x's dtype."""
-    lead = coefficient_XJ.shape[: x.ndim - 1]
-    ones = (1,) * (x.ndim - 1 - len(lead))
-    return coefficient_XJ.reshape(*lead, *ones, -1).to(x.dtype)
-
-
 def scaled(x_XK: torch.Tensor, coefficient_XJ: torch.Tensor) -> torch.Tensor:
     """Each patch row's features times what it counts for."""
     x_XJR = x_XK.unflatten(-1, (coefficient_XJ.shape[-1], -1))
@@ -132,37 +116,41 @@ def total_like(grad_XJ: torch.Tensor, like_XJ: torch.Tensor) -> torch.Tensor:
     return grad_XJ.sum_to_size(like_XJ.shape)
 
 
-class _Linear(torch.autograd.Function):
-    """`x @ W.T` and the parts' rows in one node: gradients add up in place, nothing is kept."""
+class _AddRows(torch.autograd.Function):
+    """Adds what the parts' rows give to `y = x @ W.T`, in place; the backward keeps nothing."""
 
     @staticmethod
     def forward(
-        ctx: Any, parts: list[Part], x: torch.Tensor, weight: torch.Tensor, *all_c: torch.Tensor
+        ctx: Any,
+        parts: list[Part],
+        y: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        *all_c: torch.Tensor,
     ) -> torch.Tensor:
         ctx.parts = [part[:2] for part in parts]
         ctx.save_for_backward(x, weight, *all_c)
-        y = F.linear(x, weight)
+        ctx.mark_dirty(y)
         for (runs, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
-            change = scaled(x @ delta(weight, runs, change_KI).T, coefficient_XJ)
-            add_to(y, runs, -1, change)
+            add_to(y, runs, -1, scaled(x @ delta(weight, runs, change_KI).T, coefficient_XJ))
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, weight, *all_c = ctx.saved_tensors
-        grad_x, flat_x = grad @ weight, x.flatten(0, -2)
-        grad_weight = grad.flatten(0, -2).T @ flat_x
+        grad_x, flat_x = torch.zeros_like(x), x.flatten(0, -2)
+        grad_weight = torch.zeros_like(weight)
         grad_c = []
         for (runs, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
             delta_KI = delta(weight, runs, change_KI)
             grad_XK = gather(grad, runs, -1)
             per_row = (grad_XK * (x @ delta_KI.T)).unflatten(-1, (coefficient_XJ.shape[-1], -1))
-            grad_c.append(total_like(per_row.sum(-1), coefficient_XJ))
+            grad_c.append(per_row.sum(-1).sum_to_size(coefficient_XJ.shape))
             grad_XK = scaled(grad_XK, coefficient_XJ)
             grad_x.add_(grad_XK @ delta_KI)
             grad_KI = (grad_XK.flatten(0, -2).T @ flat_x).mul_(change_KI)
             add_to(grad_weight, runs, 0, grad_KI)
-        return None, grad_x, grad_weight, *grad_c
+        return None, grad, grad_x, grad_weight, *grad_c
 
 
 def delta(weight: torch.Tensor, runs: list[slice], change_KI: torch.Tensor) -> torch.Tensor:
