@@ -100,7 +100,8 @@ def test_every_pattern(level: str, focal: str, num_experts: int) -> None:
 
 @pytest.mark.parametrize("options", [
     {"strategy": "top_only"}, {"strategy": "bottom_only"}, {"strategy": "random"},
-    {"mode": "repulsive"}, {"mode": "noise"}, {"scale": 0.0}, {"strength": 0.005}, {"sparsity": 1.0},
+    {"mode": "repulsive"}, {"mode": "noise"}, {"scale": 0.0}, {"sparsity": 1.0},
+    {"strength": 0.005, "strength_max_scale": 100.0},
 ])  # fmt: skip
 @pytest.mark.parametrize("level", POOLS)
 def test_every_option(level: str, options: dict[str, Any]) -> None:
