@@ -144,7 +144,7 @@ def test_a_real_process_ends_with_status_1(full, tmp_path):
 
 def test_help_names_every_group_in_under_a_second():
     seconds = []
-    for _ in range(3):
+    for _ in range(5):
         begun = time.perf_counter()
         done = process(str(ROOT / "src" / "train.py"), "--help")
         seconds.append(time.perf_counter() - begun)

@@ -60,10 +60,8 @@ def check(config: DictConfig) -> None:
 
 def check_interval(trainer: DictConfig) -> None:
     """Without a validation a run would end with neither a result nor a checkpoint."""
-    interval, batches = (
-        trainer.val_check_interval,
-        trainer.max_steps * trainer.accumulate_grad_batches,
-    )
+    interval = trainer.val_check_interval
+    batches = trainer.max_steps * trainer.accumulate_grad_batches
     wanted = f"training ends after {batches} batches: give a whole number from 1 to {batches}"
     fits = isinstance(interval, int) and 0 < interval <= batches
     require(fits, "trainer.val_check_interval", interval, wanted)

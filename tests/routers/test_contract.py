@@ -1,6 +1,7 @@
 """One contract for all routers, at every level and with every legal pool."""
 
 import copy
+from functools import partial
 from itertools import product
 
 import pytest
@@ -248,6 +249,14 @@ def test_a_failing_forward_leaves_the_base_alone(case):
     with pytest.raises(TypeError):
         router(x, gain=None)
     assert torch.equal(expert(x), y)
+
+
+@every_case
+def test_a_forward_that_a_submodule_was_given_is_given_back(case):
+    expert = toy()
+    own = expert.up.forward = partial(type(expert.up).forward, expert.up)
+    case.build(expert)(inputs())
+    assert vars(expert.up)["forward"] is own and "forward" not in vars(expert.down)
 
 
 @every_case

@@ -133,11 +133,30 @@ def test_a_rule_does_not_hold_for_subclasses():
         prismatic(Special(WIDTH, WIDTH))
 
 
-def test_a_mask_that_could_be_rows_is_refused_where_it_cannot_be_told():
-    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, 0.0, batch_first=True).double()
-    router = prismatic(layer, "sequence")
-    with pytest.raises(ValueError, match=r"shape \(5, 5\).*batch of 5"):
-        router(inputs(5, 5), src_mask=causal_mask(5))
+class Shifted(nn.Module):
+    """Takes one more argument, and belongs to a class without a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = Gain()
+
+    def forward(self, x, shift):
+        return self.gain(x + shift)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, WIDTH), (5, 5)])
+def test_an_argument_of_rows_or_positions_is_refused_where_it_cannot_be_told(shape):
+    router = prismatic(Shifted().double(), "sequence")
+    with pytest.raises(ValueError, match=r"rows or with positions: with 5 of each"):
+        router(inputs(5, 5), torch.ones(shape))
+
+
+def test_an_argument_of_positions_is_shared_and_one_of_rows_is_split():
+    router, x = prismatic(Shifted().double(), "sequence"), inputs(3, 5)
+    assert_as_reference(router, x, inputs(1, 5, seed=3)[0])
+    per_row = inputs(3, 1, seed=3)
+    rows = [router(x[i : i + 1], per_row[i : i + 1]) for i in range(3)]
+    assert torch.allclose(router(x, per_row), torch.cat(rows), rtol=0, atol=1e-13)
 
 
 def causal_mask(num_tokens):

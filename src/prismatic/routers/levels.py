@@ -55,13 +55,14 @@ LEVELS: dict[str, Level] = {"batch": by_batch, "sequence": by_sequence, "token":
 
 def row_dims(leaves: list[Any], num_rows: int) -> list[int | None]:
     """Which arguments are split by row: x, and tensors whose first dimension is the batch's."""
+    square = leaves[0].shape[1] == num_rows > 1
     dims: list[int | None] = [0]
     for leaf in leaves[1:]:
         tensor = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_rows
-        if tensor and num_rows > 1 and leaf.ndim == 2 and leaf.shape[1] == num_rows:
+        if tensor and square and leaf.ndim <= 2:
             raise ValueError(
-                f"an argument of shape {tuple(leaf.shape)} may be a (T, T) mask or one row per "
-                f"sequence: with a batch of {num_rows} this cannot be told; change the batch size"
+                f"an argument of shape {tuple(leaf.shape)} may begin with rows or with positions: "
+                f"with {num_rows} of each this cannot be told; change the batch size"
             )
         dims.append(0 if tensor else None)
     return dims
