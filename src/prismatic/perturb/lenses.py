@@ -41,10 +41,11 @@ class Patch:
         return self.basis.shape[1]
 
     def of(self, x_P: torch.Tensor) -> torch.Tensor:
-        """The rectangle of contiguous tensors: (..., P) -> (..., J, L), no copy."""
-        lead = x_P.shape[:-1], x_P.stride()[:-1]
-        size = (*lead[0], self.num_rows, self.width)
-        return x_P.as_strided(size, (*lead[1], self.stride, 1), x_P.storage_offset() + self.start)
+        """The rectangle of a tensor: (..., P) -> (..., J, L), no copy."""
+        *outer, step = x_P.stride()
+        size = (*x_P.shape[:-1], self.num_rows, self.width)
+        start = x_P.storage_offset() + self.start * step
+        return x_P.as_strided(size, (*outer, self.stride * step, step), start)
 
     def rows(self) -> list["Patch"]:
         """The same as one patch per row."""
