@@ -192,8 +192,8 @@ def header_of(name):
 
 def test_options_of_two_groups_compose_and_numbers_override_them():
     config = composed("experiment=willow", "sparsity=moderate", "seed=7", "perturbation.scale=0.3")
-    # What an experiment sets stands over a group's choice; what is typed stands over both.
-    assert config.perturbation.sparsity == 0.01
+    # What is typed stands over what an experiment chooses.
+    assert config.perturbation.sparsity == 0.2
     assert config.perturbation.scale == 0.3
     assert config.seed == 7
 
