@@ -14,7 +14,7 @@ from prismatic.perturb import Focal, Perturbation
 
 from .tiny import CONF, FEW, IID, MODEL, QUIET, composed, text_data, tiny
 
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "bench")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 PLAIN = [option for option in OPTIONS if option[0] not in ("experiment", "debug")]
 EXPERIMENTS = [name for group, name in OPTIONS if group == "experiment"]

@@ -110,7 +110,7 @@ def choice_tags(config: DictConfig) -> dict[str, str]:
         group: chosen.get(group) or str(config[group].get("_target_", group)).rsplit(".")[-1]
         for group in ("router", "data")
     }
-    tags["experiment"] = chosen.get("experiment") or "none"
+    tags["experiment"] = chosen.get("experiment") or "-"
     views = {
         "perturbation": config.perturbation.mode,
         "focal": config.focal.pattern,
@@ -125,7 +125,7 @@ def choice_tags(config: DictConfig) -> dict[str, str]:
 
 def run_name(tags: Mapping[str, str]) -> str:
     """What a run is called in MLflow: its experiment, or what it is made of."""
-    if tags["experiment"] != "none":
+    if tags["experiment"] != "-":
         return tags["experiment"]
     made_of = [tags[name] for name in ("router", "perturbation", "focal")]
     return " ".join(name for name in made_of if name != "none") or "none"

@@ -1,5 +1,18 @@
-"""Benchmarks: what routing costs, against a plain block in the same process and round."""
+"""Benchmarks: what routing costs, against a plain model in the same process and round."""
 
-from .step import Sizes, case_names, run, table
+import json
+import time
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Sizes", "case_names", "run", "table"]
+from hydra.utils import instantiate
+
+from prismatic.files import write_text
+
+
+def main(config: Any) -> None:
+    """What `src/bench.py` does: measure, print a table, keep the figures."""
+    result, table = instantiate(config.bench)
+    path = Path(config.output) / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"
+    write_text(path, json.dumps(result, indent=2))
+    print(f"{table}\n{path}")

@@ -217,3 +217,17 @@ def table(result: dict[str, Any]) -> str:
             f"{row['bytes'] / MIB:8.1f} {row['memory']:7.3f}"
         )
     return "\n".join(lines)
+
+
+def bench(
+    patterns: Sequence[str],
+    levels: Sequence[str],
+    experts: Sequence[int],
+    references: Sequence[str] = (),
+    rounds: int = 10,
+    **sizes: Any,
+) -> tuple[dict[str, Any], str]:
+    """Run the cases of a configuration; its other keys are those of `Sizes`."""
+    names = [*case_names(patterns, levels, experts), *references]
+    result = run(names, Sizes(**sizes), rounds)
+    return result, table(result)

@@ -32,7 +32,7 @@ class Optimization:
     beta1: float = 0.9
     beta2: float = 0.95
     warmup_steps: int = 50
-    total_steps: int = 1000
+    total_steps: int = 500
     final_share: float = 0.1
     batch_size: int = 16
 

@@ -1,0 +1,35 @@
+"""The benchmarks run from their configuration and report what they measured."""
+
+import json
+
+import pytest
+
+from prismatic import bench
+from prismatic.bench.step import NaiveRouter, Sizes, build
+
+from ..tiny import composed
+
+STEP = ["bench=step", "bench.rounds=2", "bench.dim=16", "bench.hidden=32", "bench.num_heads=2"]
+STEP += ["bench.batch=2", "bench.seq_len=8", "bench.patterns=[default]", "bench.levels=[token]"]
+MODEL = ["bench=model", "bench.rounds=2", "bench.dim=16", "bench.num_layers=1"]
+MODEL += ["bench.num_heads=2", "bench.batch=2", "bench.seq_len=8", "bench.patterns=[none]"]
+
+
+@pytest.mark.parametrize("overrides", [STEP, MODEL], ids=["step", "model"])
+def test_a_bench_prints_a_table_and_keeps_its_figures(overrides, tmp_path, capsys):
+    config = composed(*overrides, f"output={tmp_path}", config_name="bench")
+    bench.main(config)
+    (path,) = tmp_path.glob("*.json")
+    cases = json.loads(path.read_text())["cases"]
+    assert cases[0]["ratio"] == 1  # the plain case against itself
+    assert all(case["ratio"] > 0 and case["low"] <= case["ratio"] <= case["high"] for case in cases)
+    printed = capsys.readouterr().out
+    assert all(case["case"] in printed for case in cases)
+
+
+def test_the_naive_reference_computes_what_the_router_does():
+    sizes = Sizes(dim=16, hidden=32, num_heads=2, batch=2, seq_len=8, dtype="float64")
+    block, inputs = sizes.block(), sizes.inputs()
+    naive, routed = (build(f"{kind}/none/3", block, 16).double() for kind in ("naive", "batch"))
+    assert isinstance(naive, NaiveRouter)
+    assert (naive(*inputs) - routed(*inputs)).abs().max() < 1e-12
