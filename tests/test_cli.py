@@ -47,7 +47,7 @@ TYPED = {
     "optim.lr=1e30 optim.warmup_steps=0": ["step 1", "nan", "Lower optim.lr"],
     "trainer.devices=0": ["devices=0"],
     "callbacks=default callbacks.checkpoint.monitor=nope": ["monitor='nope'", "'loss/val'"],
-    "trainer.val_check_interval=1000": ["trainer.val_check_interval=1000 ", "from 1 to 4"],
+    "+router.temprature=2": ["router key='temprature'", "temperature"],
     "ckpt_path=TMP/none.ckpt": ["TMP/none.ckpt does not exist", "checkpoints/last.ckpt"],
     "ckpt_path=TMP/binary.bin": ["TMP/binary.bin cannot be read", "<run>/checkpoints"],
     "data=text": ["data.path=null", "PRISMATIC_DATA"],
@@ -83,14 +83,16 @@ def test_bad_input_gives_one_readable_error(typed, named, files, script):
 @pytest.mark.parametrize(
     ("typed", "named"),
     [
-        ("run=null", "run=null: give a run folder"),
+        ("run=null", "run=None is not valid: give a run folder"),
+        ("run=TMP +foo=1", "key='foo' is not valid: choose one of run"),
+        ("run=TMP temperature=-1", "temperature=-1 is not valid"),
         ("run=TMP", "is no run folder: it has no config.yaml; give a folder that src/train.py"),
         ("run=TMP/none", "is no run folder"),
         ("rum=TMP", "did you mean run?"),
     ],
 )
 def test_bad_input_to_eval(typed, named, tmp_path, script):
-    outcome = script("eval", typed.replace("TMP", str(tmp_path)))
+    outcome = script("eval", *typed.replace("TMP", str(tmp_path)).split())
     assert outcome.status == 1
     assert named in outcome.err and "Traceback" not in outcome.err
 

@@ -114,7 +114,7 @@ def test_mlflow_has_tags_parameters_and_artifacts(recorded, trained):
     assert run.info.status == "FINISHED"
     chosen = "perturbation focal strategy sparsity router data experiment".split()
     assert [tags[name] for name in chosen] == [
-        "attractive", "radial_helical", "dual_sided", "0.1", "prismatic", "text", "none",
+        "attractive", "radial_helical", "dual_sided", "0.1", "prismatic", "text", "-",
     ]  # fmt: skip
     assert tags["note"] == "tiny" and tags["run_dir"] == str(trained[1])
     assert {"git_commit", "dirty"} <= tags.keys() and "leaky" not in tags

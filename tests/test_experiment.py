@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 import prismatic
 from prismatic import experiment
-from prismatic.experiment import build, choice_tags, run
+from prismatic.experiment import choice_tags, run
 
 from .tiny import text_data, tiny
 
@@ -47,15 +47,16 @@ def test_an_objective_without_any_validation_is_told(tmp_path):
         (["seed=abc"], "seed='abc' is not valid"),
         (["seed=-1"], "seed=-1 is not valid: give a whole number from 0"),
         (["objective=null"], "objective=None is not valid: name a metric such as loss/val"),
-        (["trainer.val_check_interval=0"], "val_check_interval=0 is not valid.* from 1 to 4"),
-        (["trainer.val_check_interval=5"], "val_check_interval=5 is not valid: training ends"),
+        (["trainer.val_check_interval=0"], "val_check_interval=0 is not valid: give a whole"),
+        (["router=dense", "perturbation.sparsity=7"], "perturbation.sparsity=7 is not valid"),
+        (["+router.temprature=2"], "router key='temprature' is not valid: choose one of expert"),
         (["trainer.max_steps=abc"], "optim.total_steps='abc' is not valid: give a whole number"),
         (["+foo=1"], "root key='foo' is not valid: choose one of data, model"),
     ],
 )  # fmt: skip
 def test_what_would_fail_late_is_refused_at_once(overrides, message, tmp_path):
     with pytest.raises((ValueError, InstantiationException), match=message):
-        build(tiny(*overrides), tmp_path)
+        run(tiny(*overrides), tmp_path)
 
 
 def test_a_run_folder_rebuilds_the_run(run_dir):
@@ -126,9 +127,9 @@ def test_choice_tags_record_resolved_values():
     tags = choice_tags(tiny("perturbation=directional", "sparsity=moderate", "+tags.note=a b"))
     assert tags["sparsity"] == "0.2" and tags["strategy"] == "dual_sided"
     assert tags["focal"] == "radial_helical" and tags["note"] == "a b"
-    assert "leaky" not in tags
+    assert tags["perturbation"] == "repulsive"
+    assert choice_tags(tiny("experiment=ablation"))["strategy"] == "random"
     assert choice_tags(tiny("router=dense"))["perturbation"] == "none"
-    assert choice_tags(tiny("experiment=source"))["leaky"] == "true"
 
 
 def test_a_weak_perturbation_is_told_with_its_remedy(tmp_path, caplog):
@@ -152,3 +153,46 @@ def test_a_run_is_repeated_bit_for_bit(tmp_path):
 def test_debug_runs_come_to_their_end(name, tmp_path):
     shorter = [] if name == "fdr" else ["trainer.max_steps=10", "trainer.val_check_interval=10"]
     assert run(tiny(f"debug={name}", *shorter), tmp_path) < 4
+
+
+def test_training_ends_with_a_validation_whatever_the_interval(tmp_path):
+    options = ["callbacks=default", "~callbacks.progress", "trainer.max_steps=5"]
+    for interval in (3, 1000):
+        folder = tmp_path / str(interval)
+        run(tiny(*options, f"trainer.val_check_interval={interval}"), folder)
+        last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "is at step 4 of trainer.max_steps=4: nothing is left to do"),
+        (["model.dim=32", "trainer.max_steps=8"], "is of another model: .* has shape"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_resumed_is_refused(run_dir, tmp_path, overrides, message):
+    path = run_dir / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=message):
+        run(tiny(*text_data(tmp_path), f"ckpt_path={path}", *overrides), tmp_path / "again")
+
+
+def test_a_truncated_checkpoint_is_named(run_dir):
+    path = run_dir / "checkpoints" / "best.ckpt"
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(ValueError, match=r"best.ckpt cannot be read: it is damaged"):
+        prismatic.load(run_dir)
+
+
+def test_a_damaged_manifest_is_named(run_dir):
+    (run_dir / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.yaml or manifest.json is damaged"):
+        prismatic.load(run_dir)
+
+
+def test_a_relative_text_is_found_from_anywhere(tmp_path, monkeypatch):
+    text_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(tiny("data=text", "data.path=squares.txt", "data.seq_len=16"), tmp_path / "run")
+    kept = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert kept.data.path == str(tmp_path / "squares.txt")

@@ -66,7 +66,7 @@ def explain(error: BaseException) -> str | None:
     chain = list(causes(error))
     known = (HydraException, OmegaConfBaseException)
     ours = (ValueError, OSError, FloatingPointError)
-    for cause in reversed(chain):
+    for cause in chain:
         foreign = FOREIGN.intersection(base.__name__ for base in type(cause).__mro__)
         if (isinstance(cause, ours) and not isinstance(cause, known)) or foreign:
             return str(cause)
@@ -98,6 +98,9 @@ def run(main: Callable[[], object]) -> None:
     try:
         refuse_numbers(sys.argv[1:])
         main()
+    except BrokenPipeError:  # as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         message = None if wanted else explain(error)
         if message is None:

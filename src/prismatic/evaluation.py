@@ -10,9 +10,11 @@ import torch
 from hydra.utils import instantiate
 
 from prismatic.data import Batch, Task
-from prismatic.experiment import load_run, read_run
+from prismatic.experiment import load_run
 from prismatic.files import write_text
 from prismatic.models import Transformer, generate
+from prismatic.perturb import one_of, require
+from prismatic.runs import read_run
 from prismatic.training.module import HeldOut
 
 BATCH_ROWS = 64
@@ -89,12 +91,26 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+KEYS = "run checkpoint device prompt count temperature top_p seed".split()
+
+
+def check(config: Any) -> None:
+    """Refuse at once what would fail after a long evaluation."""
+    for key in config:
+        one_of("key", str(key), tuple(KEYS))
+    wanted = "give a run folder: python src/eval.py run=outputs/runs/<date>/<time>"
+    require(config.run is not None, "run", config.run, wanted)
+    require(config.count >= 0, "count", config.count, "give a number of bytes >= 0")
+    require(config.temperature >= 0, "temperature", config.temperature, "give a number >= 0")
+    require(0 < config.top_p <= 1, "top_p", config.top_p, "give a share in (0, 1]")
+    require(bool(config.prompt), "prompt", config.prompt, "give at least one character")
+    there = config.device == "cpu" or torch.cuda.is_available()
+    require(there, "device", config.device, "there is no CUDA device here; use device=cpu")
+
+
 def main(config: Any) -> None:
     """What `src/eval.py` does."""
-    if config.run is None:
-        raise ValueError(
-            "run=null: give a run folder, python src/eval.py run=outputs/runs/<date>/<time>"
-        )
+    check(config)
     run_dir = Path(config.run).expanduser()
     text = read_run(run_dir)[1]["vocab_size"] == 256
     print(report(evaluate(run_dir, config.checkpoint, config.device)))

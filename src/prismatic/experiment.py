@@ -2,16 +2,16 @@
 
 import json
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -20,16 +20,24 @@ from prismatic.data import Task
 from prismatic.files import write_text
 from prismatic.models import Transformer
 from prismatic.paths import ROOT
-from prismatic.perturb import one_of, require
+from prismatic.perturb import Focal, Perturbation, one_of, require
+from prismatic.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    MANIFEST,
+    read_checkpoint,
+    read_run,
+    require_resumable,
+)
 from prismatic.tracking import MLflowLogger, provenance
 from prismatic.training import Learner, Objectives, Optimization, TaskData, view_measures
 
-CONFIG, MANIFEST = "config.yaml", "manifest.json"
 GROUPS = (
     "data", "model", "router", "perturbation", "focal", "loss", "optim", "trainer", "callbacks",
     "logger",
 )  # fmt: skip
 VALUES = ("seed", "ckpt_path", "objective", "tags")
+NO_EXPERIMENT = "-"  # "none" is an experiment
 WEAK = 0.02  # a perturbation below this relative norm is next to none
 
 log = logging.getLogger(__name__)
@@ -58,17 +66,28 @@ def check(config: DictConfig) -> None:
     require(bool(objective), "objective", objective, wanted)
 
 
-def check_interval(trainer: DictConfig) -> None:
-    """Without a validation a run would end with neither a result nor a checkpoint."""
-    interval = trainer.val_check_interval
-    batches = trainer.max_steps * trainer.accumulate_grad_batches
-    wanted = f"training ends after {batches} batches: give a whole number from 1 to {batches}"
-    fits = isinstance(interval, int) and 0 < interval <= batches
-    require(fits, "trainer.val_check_interval", interval, wanted)
+def pinned(config: DictConfig) -> DictConfig:
+    """A copy that means the same from any working directory, and that fits itself."""
+    config = config.copy()
+    if config.data.get("path"):
+        config.data.path = str(Path(config.data.path).expanduser().absolute())
+    if config.trainer.accelerator == "auto" and not torch.cuda.is_available():
+        config.trainer.accelerator = "cpu"  # Apple's GPU has no float64, which positions need
+    trainer = config.trainer
+    interval, steps = trainer.val_check_interval, trainer.max_steps
+    whole = isinstance(interval, int) and interval >= 1
+    require(whole, "trainer.val_check_interval", interval, "give a whole number >= 1")
+    if isinstance(steps, int) and 0 < steps * trainer.accumulate_grad_batches < interval:
+        trainer.val_check_interval = steps * trainer.accumulate_grad_batches
+    return config
 
 
 def build_model(config: DictConfig, vocab_size: int, seq_len: int) -> Transformer:
     """The model alone, initialised from the global random state."""
+    taken = signature(get_class(config.router._target_)).parameters
+    for key in config.router:
+        if not str(key).startswith("_"):
+            one_of("router key", str(key), tuple(taken))
     router = instantiate(config.router)
     return instantiate(config.model, vocab_size=vocab_size, seq_len=seq_len, router=router)
 
@@ -79,11 +98,12 @@ def build(config: DictConfig, run_dir: Path) -> Parts:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     task: Task = instantiate(config.data)
     optim: Optimization = instantiate(config.optim)
-    check_interval(config.trainer)
     model = build_model(config, task.vocab_size, task.seq_len)
     learner = Learner(model, task, optim, instantiate(config.loss))
     logged = config.logger and not config.trainer.fast_dev_run
     tags = choice_tags(config)
+    if task.predicts == "next" and not all(router.causal for router in model.routers):
+        tags["leaky"] = "true"
     name = config.logger.get("run_name") or run_name(tags)
     logger = instantiate(config.logger, tags=tags, run_name=name) if logged else None
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
@@ -103,6 +123,8 @@ def build(config: DictConfig, run_dir: Path) -> Parts:
 
 def choice_tags(config: DictConfig) -> dict[str, str]:
     """What a run is found by in MLflow: resolved values, and the names of whole choices."""
+    perturbation: Perturbation = instantiate(config.perturbation)
+    focal: Focal = instantiate(config.focal)
     chosen: Mapping[str, Any] = {}
     if HydraConfig.initialized():
         chosen = HydraConfig.get().runtime.choices
@@ -110,22 +132,21 @@ def choice_tags(config: DictConfig) -> dict[str, str]:
         group: chosen.get(group) or str(config[group].get("_target_", group)).rsplit(".")[-1]
         for group in ("router", "data")
     }
-    tags["experiment"] = chosen.get("experiment") or "-"
+    tags["experiment"] = chosen.get("experiment") or NO_EXPERIMENT
     views = {
-        "perturbation": config.perturbation.mode,
-        "focal": config.focal.pattern,
-        "strategy": config.perturbation.strategy,
-        "sparsity": config.perturbation.sparsity,
+        "perturbation": perturbation.mode,
+        "focal": focal.pattern,
+        "strategy": perturbation.strategy,
+        "sparsity": perturbation.sparsity,
     }
     routed = "perturbation" in config.router
     tags |= {name: str(value) if routed else "none" for name, value in views.items()}
-    leaky = config.router.get("allow_leak", False)
-    return tags | ({"leaky": "true"} if leaky else {}) | {k: str(v) for k, v in config.tags.items()}
+    return tags | {key: str(value) for key, value in config.tags.items()}
 
 
 def run_name(tags: Mapping[str, str]) -> str:
     """What a run is called in MLflow: its experiment, or what it is made of."""
-    if tags["experiment"] != "-":
+    if tags["experiment"] != NO_EXPERIMENT:
         return tags["experiment"]
     made_of = [tags[name] for name in ("router", "perturbation", "focal")]
     return " ".join(name for name in made_of if name != "none") or "none"
@@ -138,20 +159,22 @@ def run(config: DictConfig, run_dir: str | Path) -> float | list[float]:
     same with metrics, code state and versions to the logger. Raises `ValueError` for a
     configuration that cannot be, `DivergedError` for a loss that is not finite.
     """
-    run_dir = Path(run_dir)
+    run_dir, config = Path(run_dir), pinned(config)
     parts = build(config, run_dir)
-    checkpoint = checked_checkpoint(config.ckpt_path)
+    if config.ckpt_path is not None:
+        limit = parts.trainer.max_steps
+        require_resumable(Path(config.ckpt_path), parts.learner.state_dict(), limit)
     try:
         record(config, run_dir, parts)
         report_strength(parts)
-        parts.trainer.fit(parts.learner, parts.data, ckpt_path=checkpoint, weights_only=True)
+        parts.trainer.fit(parts.learner, parts.data, ckpt_path=config.ckpt_path, weights_only=True)
+        metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
+        for name in objectives(config):
+            one_of("objective", name, tuple(sorted(metrics)))
     except BaseException:
         if parts.logger is not None:
             parts.logger.finalize("failed")
         raise
-    metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
-    for name in objectives(config):
-        one_of("objective", name, tuple(sorted(metrics)))
     summarise(parts, metrics, run_dir)
     values = [metrics[name] for name in objectives(config)]
     return values[0] if isinstance(config.objective, str) else values
@@ -233,53 +256,15 @@ def objectives(config: DictConfig) -> list[str]:
     return [config.objective] if isinstance(config.objective, str) else list(config.objective)
 
 
-def checked_checkpoint(path: str | None) -> str | None:
-    """The path, if a checkpoint of this project can be read there."""
-    if path is not None:
-        read_checkpoint(Path(path))
-    return path
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents; tensors and plain containers only are unpickled."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist; give a file such as <run>/checkpoints/last.ckpt"
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
-        raise ValueError(
-            f"checkpoint {path} cannot be read: it is damaged or was not written by this project; "
-            "use another one of <run>/checkpoints"
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"checkpoint {path} holds no model state; use one of <run>/checkpoints")
-    return checkpoint
-
-
 def load_run(run_dir: str | Path, checkpoint: str = "best") -> tuple[Transformer, DictConfig]:
     """See `prismatic.load`."""
     run_dir = Path(run_dir)
     config, manifest = read_run(run_dir)
     one_of("checkpoint", checkpoint, ("best", "last"))
-    state = read_checkpoint(run_dir / "checkpoints" / f"{checkpoint}.ckpt")["state_dict"]
+    state = read_checkpoint(run_dir / CHECKPOINTS / f"{checkpoint}.ckpt")["state_dict"]
     with torch.random.fork_rng(devices=[]):
         model = build_model(config, manifest["vocab_size"], manifest["seq_len"])
     model.load_state_dict(
         {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     )
     return model.eval(), config
-
-
-def read_run(run_dir: Path) -> tuple[DictConfig, dict[str, Any]]:
-    """A run's configuration and manifest."""
-    for name in (CONFIG, MANIFEST):
-        if not (run_dir / name).is_file():
-            raise FileNotFoundError(
-                f"{run_dir} is no run folder: it has no {name}; give a folder that src/train.py "
-                "printed, such as outputs/runs/<date>/<time>"
-            )
-    config = OmegaConf.load(run_dir / CONFIG)
-    assert isinstance(config, DictConfig)
-    return config, json.loads((run_dir / MANIFEST).read_text())

@@ -50,6 +50,11 @@ def test_passes_are_measured_apart_and_together():
     assert len([name for name in found if "/pass_" in name]) == 6
 
 
+def test_constant_routers_that_differ_depend_on_no_input():
+    found = measured(torch.tensor([[[0.9, 0.1]]]), torch.tensor([[[0.1, 0.9]]]))
+    assert found["routing/input_dependence"] == pytest.approx(0, abs=1e-12)
+
+
 def test_batches_count_by_their_rows():
     measure = RoutingMeasure(1, 3, CPU)
     measure.update([Routing(FIRST[:1, None].log(), FIRST[:1, None])], 3)

@@ -103,7 +103,8 @@ class Transformer(nn.Module):
 
     def passes(self) -> list[Router]:
         """The router of each pass, in order."""
-        return [self.routers[t % len(self.blocks)] for t in range(self.depth)]
+        routers = self.routers
+        return [routers[t % len(routers)] for t in range(self.depth)]
 
     @contextmanager
     def forced(self, view: int) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The kernel: which weights a view changes, by how much, and the merge of all views."""
 
-from .kernel import DRAWS, Draws, change, modulation, role
+from .kernel import Draws, change, role
 from .lenses import Patch
 from .merging import Views, merge, views_of
 from .options import (
@@ -18,11 +18,10 @@ from .options import (
     require,
 )
 from .select import Selection, select
-from .sparse import Select, SparseChange, merge_sparse, sparse_change
+from .sparse import SparseChange, sparse_change
 
 __all__ = [
     "ALIASES",
-    "DRAWS",
     "MODES",
     "PATTERNS",
     "PHASES",
@@ -34,14 +33,11 @@ __all__ = [
     "Focal",
     "Patch",
     "Perturbation",
-    "Select",
     "Selection",
     "SparseChange",
     "Views",
     "change",
     "merge",
-    "merge_sparse",
-    "modulation",
     "one_of",
     "require",
     "role",

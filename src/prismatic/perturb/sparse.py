@@ -3,19 +3,17 @@
 Shapes: P positions of the tensor, S selected ones, K entries, G pieces, E views.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from .geometry import pieces_of
+from .geometry import by_lens
 from .kernel import DRAWS, Draws, modulation, role, solve_scale, unit_change
 from .options import Focal, Perturbation
 
 # No standard normal draw in float64 is larger.
 LARGEST_DRAW = 9.0
-
-Select = Callable[[torch.Tensor, Perturbation, str, int, Draws], torch.Tensor]
 
 
 class SparseChange(NamedTuple):
@@ -35,7 +33,11 @@ class SparseChange(NamedTuple):
         return probs.to(self.weights_GE.dtype) @ self.weights_GE.T
 
     def merged(self, weight: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-        return merge_sparse(weight, self, probs)
+        """`weight * (1 + sum_i r_i f_i)` for one r of shape (E,): differentiable in both."""
+        factor_K = self.value_K * self.coefficients(probs)[self.piece_K]
+        weight_P = weight.flatten().to(self.value_K.dtype)
+        factor_P = torch.zeros_like(weight_P).index_add(0, self.position_K, factor_K)
+        return (weight_P + weight_P * factor_P).to(weight.dtype).view(weight.shape)
 
     def dense(self, numel: int) -> torch.Tensor:
         """Every f_i in full, (E, P): for small tensors such as gains and biases."""
@@ -50,12 +52,11 @@ def sparse_change(
     perturbation: Perturbation,
     focal: Focal,
     name: str = "",
-    select: Select = role,
     draws: Draws = DRAWS,
 ) -> SparseChange:
     """Factorise all views of a tensor: what `change` defines one view at a time.
 
-    `select` and `draws` may be objects that remember. Values are at least float32, whatever the
+    `draws` may be an object that remembers. Values are at least float32, whatever the
     weight's dtype. Raises `ValueError` for a strength that cannot be reached.
     """
     weight_P = weight.detach().flatten()
@@ -67,10 +68,10 @@ def sparse_change(
     parts = [SparseChange(piece, piece, value, weights)]
     for group in groups:
         position_S, unit_S, scale_E = selection(
-            weight_P, group, num_views, perturbation, focal, name, select, draws
+            weight_P, group, num_views, perturbation, focal, name, draws
         )
         largest = float(scale_E.max()) * (LARGEST_DRAW if perturbation.mode == "noise" else 1)
-        entry_K, piece_K, shape_K, weights_GE = pieces_of(
+        entry_K, piece_K, shape_K, weights_GE = by_lens(
             position_S.double(),
             len(weight_P),
             group,
@@ -93,11 +94,10 @@ def selection(
     perturbation: Perturbation,
     focal: Focal,
     name: str,
-    select: Select,
     draws: Draws,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The positions that some views share, their change at scale 1, and each view's scale."""
-    role_P = select(weight_P, perturbation, name, views[0], draws)
+    role_P = role(weight_P, perturbation, name, views[0], draws)
     position_S = role_P.nonzero().flatten()
     weight_S, at_S = weight_P[position_S], position_S.double()
     xi_S = None
@@ -115,11 +115,3 @@ def selection(
             moved = float((weight_S.double() * unit_S * shape_S).norm())
             scale_E[view] = solve_scale(moved, norm, perturbation)
     return position_S, unit_S, scale_E
-
-
-def merge_sparse(weight: torch.Tensor, change: SparseChange, probs: torch.Tensor) -> torch.Tensor:
-    """`weight * (1 + sum_i r_i f_i)` for one r of shape (E,): differentiable in both."""
-    factor_K = change.value_K * change.coefficients(probs)[change.piece_K]
-    weight_P = weight.flatten().to(change.value_K.dtype)
-    factor_P = torch.zeros_like(weight_P).index_add(0, change.position_K, factor_K)
-    return (weight_P + weight_P * factor_P).to(weight.dtype).view(weight.shape)

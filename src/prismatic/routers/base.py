@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
@@ -85,8 +86,15 @@ class Router(nn.Module, ABC):
     def mixture(self, name: str, parameter: nn.Parameter) -> Mixture:
         """The mixture that stands for a parameter of the wrapped module in one forward."""
 
+    @property
+    def inert(self) -> bool:
+        """Whether no routing whatever can change what the wrapped module computes."""
+        return self.num_experts == 1
+
     def forward(self, x_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self.record = self.route(x_BTD)
+        if self.inert and unruled(self.expert):
+            return self.expert(x_BTD, *args, **kwargs)  # merged row by row it would round otherwise
         probs = self._applied(self.record.probs)
         named = self.expert.named_parameters()
         mixtures = {parameter: self.mixture(name, parameter) for name, parameter in named}
@@ -142,7 +150,8 @@ class Router(nn.Module, ABC):
             return F.one_hot(index, self.num_experts).to(probs.dtype)
         if not (self.training and self.expert_dropout):
             return probs
-        generator = seeded("dropout", self.name, self.seed, self._dropout_draws)
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        generator = seeded("dropout", self.name, self.seed, self._dropout_draws, rank)
         self._dropout_draws += 1
         keep = torch.rand(probs.shape, generator=generator) >= self.expert_dropout
         return drop_views(probs, keep.to(probs.device))

@@ -17,7 +17,12 @@ class DenseRouter(Router):
     def __init__(
         self, expert: nn.Module, hidden_size: int, num_experts: int = 1, name: str = ""
     ) -> None:
-        require(num_experts == 1, "router.num_experts", num_experts, "router=dense has one view")
+        require(
+            num_experts == 1,
+            "router.num_experts",
+            num_experts,
+            "router=dense has one view: add router.num_experts=1",
+        )
         super().__init__(expert, nn.Identity(), num_experts, "batch", causal=True, name=name)
 
     def mixture(self, name: str, parameter: nn.Parameter) -> ExpertMixture:

@@ -112,10 +112,6 @@ def scaled(x_XK: torch.Tensor, coefficient_XJ: torch.Tensor) -> torch.Tensor:
     return (x_XJR * coefficient_XJ[..., None]).flatten(-2)
 
 
-def total_like(grad_XJ: torch.Tensor, like_XJ: torch.Tensor) -> torch.Tensor:
-    return grad_XJ.sum_to_size(like_XJ.shape)
-
-
 class _AddRows(torch.autograd.Function):
     """Adds what the parts' rows give to `y = x @ W.T`, in place; the backward keeps nothing."""
 

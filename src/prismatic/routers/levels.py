@@ -77,25 +77,29 @@ def by_row(
     leaves, tree = tree_flatten((args, kwargs))
     dims = row_dims(leaves, num_rows)
 
+    named = dict(expert.named_parameters())
+    merged = {
+        name: torch.stack([mixtures[p].merged(r) for r in rows_E]) for name, p in named.items()
+    }
     shape: dict[str, Any] = {}
 
-    def run(probs_E: torch.Tensor, *row: Any) -> list[torch.Tensor]:
+    def run(parameters: dict[str, torch.Tensor], *row: Any) -> list[torch.Tensor]:
         lone = [x if dim is None else x[None] for x, dim in zip(row, dims, strict=True)]
         row_args, row_kwargs = tree_unflatten(lone, tree)
-        out = by_batch(expert, mixtures, probs_E, row_args, row_kwargs)
+        out = functional_call(expert, parameters, row_args, row_kwargs)
         shape["leaves"], shape["tree"] = tree_flatten(out)
         return [x for x in shape["leaves"] if isinstance(x, torch.Tensor)]
 
     try:
         with vmap_friendly():
-            rows = vmap(run, in_dims=(0, *dims), randomness="different")(rows_E, *leaves)
+            rows = vmap(run, in_dims=(0, *dims), randomness="different")(merged, *leaves)
     except RuntimeError as error:
         if "vmap" not in str(error) and "batching rule" not in str(error):
             raise
-        every = [
-            run(rows_E[b], *(x if d is None else x[b] for x, d in zip(leaves, dims, strict=True)))
-            for b in range(num_rows)
-        ]
+        every = []
+        for b in range(num_rows):
+            row = [x if dim is None else x[b] for x, dim in zip(leaves, dims, strict=True)]
+            every.append(run({name: merged[name][b] for name in merged}, *row))
         rows = [torch.stack(parts) for parts in zip(*every, strict=True)]
     joined = iter([y.flatten(0, 1) if y.ndim > 1 else y for y in rows])
     filled = [next(joined) if isinstance(x, torch.Tensor) else x for x in shape["leaves"]]

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
-from prismatic.perturb import SparseChange, merge_sparse
+from prismatic.perturb import SparseChange
 
 
 class Mixture(Protocol):
@@ -25,7 +25,7 @@ class Mixture(Protocol):
         """`elementwise` less the base's own parameter."""
 
     def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """From `y = x @ base.T` to `x @ merged.T`, for a parameter of shape (O, I)."""
+        """From `y = x @ base.T` to `x @ merged.T`, for a parameter of shape (O, I); uses y up."""
 
     def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """From `y = x @ base` to `x @ merged`, for a parameter of shape (I, O)."""
@@ -38,7 +38,7 @@ class ViewMixture:
         self.weight, self.sparse = weight, change
 
     def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
-        return merge_sparse(self.weight, self.sparse, probs_E)
+        return self.sparse.merged(self.weight, probs_E)
 
     def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
         return (self.weight + self._wide_change(probs_XE)).to(self.weight.dtype)

@@ -70,20 +70,24 @@ class PrismaticRouter(Router):
         self.focal = focal or Focal()
         self._draws = KeptDraws()
 
+    @property
+    def inert(self) -> bool:
+        unscaled = self.perturbation.scale == 0 and self.perturbation.strength is None
+        return unscaled or super().inert
+
     def change(self, name: str, parameter: nn.Parameter) -> SparseChange:
         """The change of every view of one of the wrapped module's parameters."""
-        path = f"{self.name}.{name}".lstrip(".")
-        return sparse_change(
-            parameter, self.num_experts, self.perturbation, self.focal, path, draws=self._draws
-        )
+        return sparse_change(parameter, *self._options(name))
 
     def mixture(self, name: str, parameter: nn.Parameter) -> Mixture:
-        path = f"{self.name}.{name}".lstrip(".")
-        options = self.num_experts, self.perturbation, self.focal, path, self._draws
-        views = views_of(parameter, *options)
+        views = views_of(parameter, *self._options(name))
         if isinstance(views, SparseChange):
             return ViewMixture(parameter, views)
         return LensMixture(parameter, views)
+
+    def _options(self, name: str) -> tuple[int, Perturbation, Focal, str, Draws]:
+        path = f"{self.name}.{name}".lstrip(".")
+        return self.num_experts, self.perturbation, self.focal, path, self._draws
 
 
 class ConstantRouter(PrismaticRouter):

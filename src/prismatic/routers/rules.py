@@ -48,7 +48,7 @@ class Routed:
     def linear(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """`x @ merged.T`: (B, T, I) -> (B, T, O) for a parameter of shape (O, I).
 
-        Where the bare module's output `y` is given, what routing adds is added to it.
+        Where the bare module's output `y` is given, what routing adds is added to it, in place.
         """
         y = F.linear(x, self.parameter) if y is None else y
         return self.mixture.linear(x, self._spread(1), y)

@@ -41,17 +41,19 @@ class RoutingMeasure:
 
     def compute(self) -> dict[str, float]:
         mean_LE, entropy_L = self.total_LE / self.count, self.entropy_L / self.count
-        measured = routing_measures(mean_LE.mean(0), float(entropy_L.mean()))
+        # Within a pass: blocks that differ from one another do not make routing depend on input.
+        dependence = float((entropy(mean_LE) - entropy_L).mean())
+        measured = routing_measures(mean_LE.mean(0), dependence)
         if len(mean_LE) > 1:
             for t, mean_E in enumerate(mean_LE.tolist()):
                 measured |= {f"routing/pass_{t}/expert_{i}_weight": w for i, w in enumerate(mean_E)}
         return measured
 
 
-def routing_measures(weight_E: torch.Tensor, mean_entropy: float) -> dict[str, float]:
+def routing_measures(weight_E: torch.Tensor, dependence: float) -> dict[str, float]:
     """Entropy, concentration, variance and input dependence of mean routing weights.
 
-    `mean_entropy` is the mean over inputs of the entropy of their own routing, in nats.
+    `dependence` is H(mean r) - mean H(r) over the inputs, in nats.
     """
     num_views = len(weight_E)
     unit = math.log(num_views) if num_views > 1 else math.inf
@@ -61,7 +63,7 @@ def routing_measures(weight_E: torch.Tensor, mean_entropy: float) -> dict[str, f
         "routing/entropy": spread / unit,
         "routing/concentration": float(weight_E.max()) if num_views > 1 else 0.0,
         "routing/variance": float(weight_E.var(correction=0)),
-        "routing/input_dependence": max(0.0, spread - mean_entropy) / unit,
+        "routing/input_dependence": max(0.0, dependence) / unit,
     }
 
 
@@ -86,7 +88,7 @@ def view_measures(model: Transformer, weight_E: torch.Tensor | None = None) -> d
         weight_E = torch.full((num_views,), 1 / num_views)
     moved_E = torch.zeros(num_views, dtype=torch.float64)
     every = torch.zeros(num_views + 2, dtype=torch.float64)
-    matrices, size = torch.zeros_like(every), 0
+    matrices, size, largest = torch.zeros_like(every), 0, 0.0
     for router in routers:
         for name, parameter in router.expert.named_parameters():
             f_EP = router.change(name, parameter).dense(parameter.numel()).double().cpu()
@@ -95,12 +97,14 @@ def view_measures(model: Transformer, weight_E: torch.Tensor | None = None) -> d
             matrices += energy * (parameter.ndim > 1)
             moved_E += (f_EP.abs() > MOVED).sum(1)
             size += parameter.numel()
+            largest = max(largest, float(f_EP.abs().max()))
     relative = (every[:-1] / every[-1].clamp(min=1e-300)).sqrt().tolist()
     of_matrices = (matrices[1:num_views].max() / matrices[-1].clamp(min=1e-300)).sqrt()
     return {
         **{f"views/{i}/relative_norm": relative[i] for i in range(1, num_views)},
         "views/relative_norm": max(relative[1:num_views]),
         "views/relative_norm_matrices": float(of_matrices),
+        "views/max_change": largest,
         "views/share_moved": float(moved_E.max()) / size,
         "routing/merged_relative_norm": relative[num_views],
     }

@@ -99,11 +99,16 @@ class Learner(pl.LightningModule):
         self.show(float(nats))
         return loss
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        # Lightning validates when it is told to stop, so that no run ends with unvalidated steps.
+        if self.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True
+
     def stop_if_diverged(self, loss: float | torch.Tensor) -> None:
         if not math.isfinite(loss):
             raise DivergedError(
-                f"training stopped at step {self.global_step}: the loss is {float(loss)}. The "
-                "last checkpoint is kept. Lower optim.lr, perturbation.scale or "
+                f"training stopped at step {self.global_step}: the loss is {float(loss)}. What "
+                "the last validation saved is kept. Lower optim.lr, perturbation.scale or "
                 "perturbation.sparsity, or lengthen optim.warmup_steps"
             )
 

@@ -1,0 +1,80 @@
+"""What lies in the folder of a run, and reading it back without running any code of it."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIG, MANIFEST, CHECKPOINTS = "config.yaml", "manifest.json", "checkpoints"
+
+
+def read_run(run_dir: Path) -> tuple[DictConfig, dict[str, Any]]:
+    """A run's configuration and manifest. Raises `ValueError` or `FileNotFoundError`."""
+    for name in (CONFIG, MANIFEST):
+        if not (run_dir / name).is_file():
+            raise FileNotFoundError(
+                f"{run_dir} is no run folder: it has no {name}; give a folder that src/train.py "
+                "printed, such as outputs/runs/<date>/<time>"
+            )
+    try:
+        config = OmegaConf.load(run_dir / CONFIG)
+        manifest = json.loads((run_dir / MANIFEST).read_text())
+    except (ValueError, OmegaConfBaseException) as error:
+        raise ValueError(
+            f"{run_dir} cannot be read: {CONFIG} or {MANIFEST} is damaged ({error}); restore it "
+            "from the run's artifacts in MLflow"
+        ) from error
+    assert isinstance(config, DictConfig)
+    return config, manifest
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents; tensors and plain containers only are unpickled."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist; give a file such as <run>/checkpoints/last.ckpt"
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"checkpoint {path} cannot be read: it is damaged or was not written by this project; "
+            "use another one of <run>/checkpoints"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"checkpoint {path} holds no model state; use one of <run>/checkpoints")
+    return checkpoint
+
+
+def require_resumable(
+    path: Path, state: dict[str, torch.Tensor], max_steps: int, saved_as: str = "state_dict"
+) -> None:
+    """Raise `ValueError` unless a run with this state can go on from the checkpoint."""
+    checkpoint = read_checkpoint(path)
+    step = checkpoint.get("global_step")
+    if step is None or "pytorch-lightning_version" not in checkpoint:
+        raise ValueError(f"checkpoint {path} holds no training state; use one of <run>/checkpoints")
+    saved = checkpoint[saved_as]
+    differing = [k for k in saved.keys() | state.keys() if shape(saved, k) != shape(state, k)]
+    if differing:
+        name = min(differing)
+        raise ValueError(
+            f"checkpoint {path} is of another model: {name} has shape {shape(saved, name)} there "
+            f"and {shape(state, name)} here; resume with the run's own options, which are in its "
+            "config.yaml"
+        )
+    if 0 <= max_steps <= step:
+        raise ValueError(
+            f"checkpoint {path} is at step {step} of trainer.max_steps={max_steps}: nothing is "
+            "left to do; give a larger trainer.max_steps"
+        )
+
+
+def shape(state: dict[str, Any], name: str) -> object:
+    """The shape of an entry, `state` for one that is no tensor, None for one that is missing."""
+    value = state.get(name)
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else value and "state"
