@@ -50,7 +50,7 @@ def test_an_objective_without_any_validation_is_told(tmp_path):
         (["trainer.val_check_interval=0"], "val_check_interval=0 is not valid: give a whole"),
         (["router=dense", "perturbation.sparsity=7"], "perturbation.sparsity=7 is not valid"),
         (["+router.temprature=2"], "router key='temprature' is not valid: choose one of expert"),
-        (["trainer.max_steps=abc"], "optim.total_steps='abc' is not valid: give a whole number"),
+        (["trainer.max_steps=abc"], "trainer.max_steps='abc' is not valid: give a whole number"),
         (["+foo=1"], "root key='foo' is not valid: choose one of data, model"),
     ],
 )  # fmt: skip

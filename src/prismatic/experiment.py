@@ -75,9 +75,11 @@ def pinned(config: DictConfig) -> DictConfig:
         config.trainer.accelerator = "cpu"  # Apple's GPU has no float64, which positions need
     trainer = config.trainer
     interval, steps = trainer.val_check_interval, trainer.max_steps
+    counted = isinstance(steps, int) and (steps >= 1 or steps == -1)
+    require(counted, "trainer.max_steps", steps, "give a whole number >= 1, or -1 for no end")
     whole = isinstance(interval, int) and interval >= 1
     require(whole, "trainer.val_check_interval", interval, "give a whole number >= 1")
-    if isinstance(steps, int) and 0 < steps * trainer.accumulate_grad_batches < interval:
+    if 0 < steps * trainer.accumulate_grad_batches < interval:
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
     return config
 
