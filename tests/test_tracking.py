@@ -17,8 +17,10 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from prismatic import provenance as provenance_module
 from prismatic import tracking
-from prismatic.tracking import MLflowLogger, connect, provenance
+from prismatic.provenance import provenance
+from prismatic.tracking import MLflowLogger, connect
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +309,7 @@ class Server:
     def get_experiment_by_name(self, name):
         return SimpleNamespace(experiment_id="7") if self.created else None
 
-    def create_experiment(self, name, artifact_location=None):
+    def create_experiment(self, name, artifact_location=None, tags=None):
         from mlflow.exceptions import MlflowException
 
         self.created.append((name, artifact_location))
@@ -485,4 +487,4 @@ def test_provenance_names_versions_and_processor(tmp_path):
     assert found.cpu.endswith(f" x {os.cpu_count()}")
     assert found.versions["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found.versions["torch"] == torch.__version__
-    assert found.versions.keys() == {"python", *tracking.PACKAGES}
+    assert found.versions.keys() == {"python", *provenance_module.PACKAGES}

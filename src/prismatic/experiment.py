@@ -21,6 +21,7 @@ from prismatic.files import write_text
 from prismatic.models import Transformer
 from prismatic.paths import ROOT
 from prismatic.perturb import Focal, Perturbation, one_of, require
+from prismatic.provenance import provenance
 from prismatic.runs import (
     CHECKPOINTS,
     CONFIG,
@@ -29,7 +30,7 @@ from prismatic.runs import (
     read_run,
     require_resumable,
 )
-from prismatic.tracking import MLflowLogger, provenance
+from prismatic.tracking import MLflowLogger
 from prismatic.training import Learner, Objectives, Optimization, TaskData, view_measures
 
 GROUPS = (

@@ -1,17 +1,13 @@
-"""Runs in MLflow: a Lightning logger that writes in batches, and where a run came from."""
+"""Runs in MLflow: a Lightning logger that writes in batches."""
 
 import json
 import logging
 import os
-import platform
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +20,8 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
-PACKAGES = "torch pytorch-lightning hydra-core omegaconf mlflow optuna numpy".split()
+# Without it MLflow's UI opens the experiment as a collection of chat traces, and shows no runs.
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 PARAM_LENGTH = 6000  # MLflow cuts a longer one
 
 
@@ -237,10 +234,11 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
     from mlflow.exceptions import MlflowException
 
     folder = str(Path(uri.removeprefix(SQLITE)).with_name("mlartifacts"))
+    location = folder if uri.startswith(SQLITE) else None
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, folder if uri.startswith(SQLITE) else None)
+            return client.create_experiment(name, location, tags=TRAINING)
         except MlflowException:
             found = client.get_experiment_by_name(name)
             if found is None:  # otherwise another process was quicker
@@ -254,47 +252,3 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a run came from; `commit` is None without one, `diff` is '' for a clean tree."""
-
-    commit: str | None
-    diff: str
-    versions: dict[str, str]
-    platform: str
-    cpu: str
-    gpu: str | None
-
-
-def provenance(root: Path) -> Provenance:
-    """The git state at `root`, the versions that decide a result, and the hardware.
-
-    `diff` holds the changes of tracked files, then a line `# untracked: <name>` for each file
-    that git does not know. Before the first commit every tracked file counts as changed.
-    """
-    git = ("git", "--no-optional-locks", "-C", str(root), "-c", "core.quotepath=off")
-    commit = _output(*git, "rev-parse", "--verify", "--quiet", "HEAD").strip()
-    base = commit or _output(*git, "hash-object", "-t", "tree", os.devnull).strip()
-    diff = _output(*git, "diff", "--no-color", "--no-ext-diff", base)
-    for name in _output(*git, "ls-files", "--others", "--exclude-standard").splitlines():
-        diff += f"# untracked: {name}\n"
-    found = {name: d.version for name in PACKAGES for d in metadata.distributions(name=name)}
-    versions = {"python": platform.python_version(), **found}
-    model = re.search(r"model name\s*:\s*(.+)", _output("cat", "/proc/cpuinfo"))
-    cpu = f"{model[1] if model else platform.machine()} x {os.cpu_count()}"
-    # Not torch.cuda: it would open the device in a process that may still have to fork.
-    gpu = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").strip() or None
-    return Provenance(commit or None, diff, versions, platform.platform(), cpu, gpu)
-
-
-def _output(*command: str) -> str:
-    """What `command` prints, or '' where it is missing or fails: this must not stop a run."""
-    # A git hook exports GIT_DIR and the like, which name its repository, not the one asked for.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""

@@ -1,0 +1,55 @@
+"""Where a run came from: code, versions and hardware."""
+
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = "torch pytorch-lightning hydra-core omegaconf mlflow optuna numpy".split()
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a run came from; `commit` is None without one, `diff` is '' for a clean tree."""
+
+    commit: str | None
+    diff: str
+    versions: dict[str, str]
+    platform: str
+    cpu: str
+    gpu: str | None
+
+
+def provenance(root: Path) -> Provenance:
+    """The git state at `root`, the versions that decide a result, and the hardware.
+
+    `diff` holds the changes of tracked files, then a line `# untracked: <name>` for each file
+    that git does not know. Before the first commit every tracked file counts as changed.
+    """
+    git = ("git", "--no-optional-locks", "-C", str(root), "-c", "core.quotepath=off")
+    commit = _output(*git, "rev-parse", "--verify", "--quiet", "HEAD").strip()
+    base = commit or _output(*git, "hash-object", "-t", "tree", os.devnull).strip()
+    diff = _output(*git, "diff", "--no-color", "--no-ext-diff", base)
+    for name in _output(*git, "ls-files", "--others", "--exclude-standard").splitlines():
+        diff += f"# untracked: {name}\n"
+    found = {name: d.version for name in PACKAGES for d in metadata.distributions(name=name)}
+    versions = {"python": platform.python_version(), **found}
+    model = re.search(r"model name\s*:\s*(.+)", _output("cat", "/proc/cpuinfo"))
+    cpu = f"{model[1] if model else platform.machine()} x {os.cpu_count()}"
+    # Not torch.cuda: it would open the device in a process that may still have to fork.
+    gpu = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").strip() or None
+    return Provenance(commit or None, diff, versions, platform.platform(), cpu, gpu)
+
+
+def _output(*command: str) -> str:
+    """What `command` prints, or '' where it is missing or fails: this must not stop a run."""
+    # A git hook exports GIT_DIR and the like, which name its repository, not the one asked for.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
