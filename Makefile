@@ -33,6 +33,7 @@ lint: env ## ruff and mypy
 	$(RUN) -m mypy
 
 ui: env ## MLflow's UI on this store, http://127.0.0.1:5000
+	@echo "open http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"
 	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri \
 	  $(or $(MLFLOW_TRACKING_URI),sqlite:///$(or $(PRISMATIC_OUTPUTS),$(CURDIR)/outputs)/mlflow.db)
 

@@ -297,7 +297,10 @@ def test_url_of_a_local_run_is_the_command_that_shows_it(store):
     command, link = logger.url().splitlines()
     assert command == f"mlflow ui --backend-store-uri '{store}' --host 127.0.0.1"
     run = info(logger)
-    assert link == f"http://127.0.0.1:5000/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    assert (
+        link
+        == f"http://127.0.0.1:5000/#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    )
 
 
 class Server:
@@ -323,7 +326,10 @@ def test_a_server_keeps_its_artifacts_and_its_password(monkeypatch):
     server = Server()
     monkeypatch.setattr(tracking, "connect", lambda uri: server)
     logger = MLflowLogger("https://me:secret@host:5000/")
-    assert logger.url() == "https://me:***@host:5000/#/experiments/7/runs/abc"
+    assert (
+        logger.url()
+        == "https://me:***@host:5000/#/experiments/7/runs/abc?workflowType=machine_learning"
+    )
     assert server.created == [("prismatic", None)]
 
 

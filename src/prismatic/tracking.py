@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
-# Without it MLflow's UI opens the experiment as a collection of chat traces, and shows no runs.
+# Without these MLflow's UI opens an experiment as a collection of chat traces, and shows no runs.
+WORKFLOW = "workflowType=machine_learning"
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 PARAM_LENGTH = 6000  # MLflow cuts a longer one
 
@@ -191,7 +192,7 @@ class MLflowLogger(Logger):
     def url(self) -> str:
         """Where a person finds the run: its address, below the command that serves a local one."""
         run_id = self.version
-        page = f"/#/experiments/{self._experiment_id}/runs/{run_id}"
+        page = f"/#/experiments/{self._experiment_id}/runs/{run_id}?{WORKFLOW}"
         store = re.sub(r"//([^:/@]*):[^/@]*@", r"//\1:***@", self.tracking_uri)  # logs show this
         if store.startswith("http"):
             return store.rstrip("/") + page
