@@ -2,6 +2,7 @@
 
 # Shapes: B rows, T positions, W = T + 1 tokens of a window; X, Y, Z values of the three tokens.
 
+from abc import ABC, abstractmethod
 from hashlib import sha256
 from math import log
 
@@ -19,15 +20,15 @@ from prismatic.data.text import (
 )
 
 
-class DrawnTask:
+class DrawnTask(ABC):
     """A task of fresh draws from a known distribution, in one domain; held-out draws are fixed."""
 
     is_text = False
     held_out_size: int
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator, size: int) -> Batch:
         """Return `size` rows drawn with `rng`."""
-        raise NotImplementedError
 
     def train_batch(self, index: int, size: int, seed: int) -> Batch:
         """Return `size` fresh rows; a pure function of the arguments."""

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from prismatic.perturb import Patch, Views
 
+from .mixtures import ViewMixture
+
 
 class Part(NamedTuple):
     """A part of the change: `change_KI` over some of the matrix's rows, and what it counts for."""
@@ -24,20 +26,18 @@ class Part(NamedTuple):
     coefficient_XJ: torch.Tensor
 
 
-class LensMixture:
+class LensMixture(ViewMixture):
     """Views of one parameter: W * (1 + sum_i r_i f_i) with f_i = scale_i * role * lens_i."""
 
     def __init__(self, weight: torch.Tensor, views: Views) -> None:
-        self.weight, self.views = weight, views
+        super().__init__(weight)
+        self.views = views
+
+    def dense(self) -> torch.Tensor:
+        return self.views.dense(self.weight)
 
     def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
         return self.views.merged(self.weight, probs_E)
-
-    def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
-        return (self.weight + self._wide_change(probs_XE)).to(self.weight.dtype)
-
-    def change(self, probs_XE: torch.Tensor) -> torch.Tensor:
-        return self._wide_change(probs_XE).to(self.weight.dtype)
 
     def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         parts = list(self._parts(probs_XE))
@@ -50,11 +50,6 @@ class LensMixture:
             x_XK = scaled(gather(x, runs, -1), coefficient_XJ.to(x.dtype))
             y = y + x_XK.to(y.dtype) @ delta_KO.to(y.dtype)
         return y
-
-    def _wide_change(self, probs_XE: torch.Tensor) -> torch.Tensor:
-        f_EP = self.views.dense(self.weight)
-        change_XP = self.weight.flatten() * (probs_XE.to(f_EP.dtype) @ f_EP)
-        return change_XP.reshape(*probs_XE.shape[:-1], *self.weight.shape)
 
     def _parts(self, probs_XE: torch.Tensor) -> Iterator[Part]:
         num_columns = self.weight.shape[1]

@@ -4,6 +4,7 @@ Shapes: X leading dimensions that broadcast against (B, T), E views, P positions
 O output and I input features, R rows of the matrix that some piece touches, G pieces.
 """
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
@@ -31,20 +32,40 @@ class Mixture(Protocol):
         """From `y = x @ base` to `x @ merged`, for a parameter of shape (I, O)."""
 
 
-class ViewMixture:
-    """Views of one parameter: W * (1 + sum_i r_i f_i), with the changes as sparse pieces."""
+class ViewMixture(ABC):
+    """Views of one parameter: W * (1 + sum_i r_i f_i), in whatever form the changes come."""
 
-    def __init__(self, weight: torch.Tensor, change: SparseChange) -> None:
-        self.weight, self.sparse = weight, change
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
 
-    def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
-        return self.sparse.merged(self.weight, probs_E)
+    @abstractmethod
+    def dense(self) -> torch.Tensor:
+        """Every f_i in full, (E, P): asked for of gains and biases only."""
 
     def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
         return (self.weight + self._wide_change(probs_XE)).to(self.weight.dtype)
 
     def change(self, probs_XE: torch.Tensor) -> torch.Tensor:
         return self._wide_change(probs_XE).to(self.weight.dtype)
+
+    def _wide_change(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        f_EP = self.dense()
+        change_XP = self.weight.flatten() * (probs_XE.to(f_EP.dtype) @ f_EP)
+        return change_XP.reshape(*probs_XE.shape[:-1], *self.weight.shape)
+
+
+class EntryMixture(ViewMixture):
+    """Views whose changes are a list of entries."""
+
+    def __init__(self, weight: torch.Tensor, change: SparseChange) -> None:
+        super().__init__(weight)
+        self.sparse = change
+
+    def dense(self) -> torch.Tensor:
+        return self.sparse.dense(self.weight.numel())
+
+    def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
+        return self.sparse.merged(self.weight, probs_E)
 
     def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         row_R, piece_R, delta_RI = self._rows()
@@ -55,11 +76,6 @@ class ViewMixture:
         row_R, piece_R, delta_RO = self._rows()
         scaled_XR = x[..., row_R] * self._coefficients(x, probs_XE)[..., piece_R]
         return y + scaled_XR @ delta_RO
-
-    def _wide_change(self, probs_XE: torch.Tensor) -> torch.Tensor:
-        f_EP = self.sparse.dense(self.weight.numel())
-        change_XP = self.weight.flatten() * (probs_XE.to(f_EP.dtype) @ f_EP)
-        return change_XP.reshape(*probs_XE.shape[:-1], *self.weight.shape)
 
     def _coefficients(self, x: torch.Tensor, probs_XE: torch.Tensor) -> torch.Tensor:
         return self.sparse.coefficients(probs_XE).to(x.dtype)

@@ -8,7 +8,7 @@ from prismatic.perturb import Draws, Focal, Perturbation, SparseChange, sparse_c
 from .base import Router
 from .gate import ConstantGate, Gate, is_causal, seeded
 from .lenses import LensMixture
-from .mixtures import Mixture, ViewMixture
+from .mixtures import EntryMixture, Mixture
 
 
 class KeptDraws(Draws):
@@ -82,7 +82,7 @@ class PrismaticRouter(Router):
     def mixture(self, name: str, parameter: nn.Parameter) -> Mixture:
         views = views_of(parameter, *self._options(name))
         if isinstance(views, SparseChange):
-            return ViewMixture(parameter, views)
+            return EntryMixture(parameter, views)
         return LensMixture(parameter, views)
 
     def _options(self, name: str) -> tuple[int, Perturbation, Focal, str, Draws]:
