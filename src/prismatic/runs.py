@@ -50,15 +50,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def require_resumable(
-    path: Path, state: dict[str, torch.Tensor], max_steps: int, saved_as: str = "state_dict"
-) -> None:
+def require_resumable(path: Path, state: dict[str, torch.Tensor], max_steps: int) -> None:
     """Raise `ValueError` unless a run with this state can go on from the checkpoint."""
     checkpoint = read_checkpoint(path)
     step = checkpoint.get("global_step")
     if step is None or "pytorch-lightning_version" not in checkpoint:
         raise ValueError(f"checkpoint {path} holds no training state; use one of <run>/checkpoints")
-    saved = checkpoint[saved_as]
+    saved = checkpoint["state_dict"]
     differing = [k for k in saved.keys() | state.keys() if shape(saved, k) != shape(state, k)]
     if differing:
         name = min(differing)
