@@ -2,7 +2,7 @@
 
 from .kernel import Draws, change, role
 from .lenses import Patch
-from .merging import Views, merge, views_of
+from .merging import Merging, Views, merge, views_of
 from .options import (
     ALIASES,
     MODES,
@@ -17,7 +17,7 @@ from .options import (
     one_of,
     require,
 )
-from .select import Selection, select
+from .select import Edges, Selection, select
 from .sparse import SparseChange, sparse_change
 
 __all__ = [
@@ -30,7 +30,9 @@ __all__ = [
     "STRATEGIES",
     "UNITS",
     "Draws",
+    "Edges",
     "Focal",
+    "Merging",
     "Patch",
     "Perturbation",
     "Selection",

@@ -40,6 +40,10 @@ class Patch:
     def width(self) -> int:
         return self.basis.shape[1]
 
+    @property
+    def numel(self) -> int:
+        return self.num_rows * self.width
+
     def of(self, x_P: torch.Tensor) -> torch.Tensor:
         """The rectangle of a tensor: (..., P) -> (..., J, L), no copy."""
         *outer, step = x_P.stride()
@@ -91,7 +95,7 @@ class Windows(Patch):
         return coefficient_JG * self.basis
 
     def project(self, grad_JL: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("jl,jl->j", grad_JL, self.basis)[:, None]
+        return (grad_JL * self.basis).sum(-1, keepdim=True)
 
     def pieces(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(self.weights_JGE[:, 0], self.basis)]

@@ -3,18 +3,20 @@
 Where the views share a selection and the pattern is a short product, nothing is listed: a view's
 change is selection times pattern over a few rectangles. Everything else is a list of entries.
 
-Shapes: P positions of the tensor, J rows, L columns and G rank of a patch, E views.
+Shapes: P positions of the tensor, J rows, L columns and G rank of a patch, E views, R routings.
 """
 
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from .geometry import reach
 from .kernel import DRAWS, Draws, solve_scale
 from .lenses import Patch, patches_of
 from .options import Focal, Perturbation
-from .select import Selection, select
+from .select import Edges, Selection, select
 from .sparse import SparseChange, sparse_change
 
 
@@ -46,42 +48,82 @@ class Views:
 
     def merged(self, weight: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
         """`weight * (1 + sum_i r_i f_i)` for one r of shape (E,): differentiable in both."""
-        coefficients = [self.coefficients(patch, probs) for patch in self.patches]
-        return _Merge.apply(self, weight, *coefficients)
+        return _Merge.apply(self, weight, *self.all_coefficients(probs[None]))
+
+    def all_coefficients(self, probs_RE: torch.Tensor) -> list[torch.Tensor]:
+        """The coefficients of every patch, (R, J, G) each: what `Merging` wants."""
+        return [self.coefficients(patch, probs_RE) for patch in self.patches]
+
+
+class Merging:
+    """Merges of one tensor under R routings, one at a time in one buffer, and their gradients.
+
+    `all_c` are the coefficients of every patch.
+    """
+
+    def __init__(self, views: Views, weight: torch.Tensor, all_c: Sequence[torch.Tensor]) -> None:
+        self.views, self.weight = views, weight
+        self.weight_P = weight.flatten().to(views.scale_E.dtype)
+        self.parts = [
+            (patch, views.selection.moved(self.weight_P, patch), c_RJG)
+            for patch, c_RJG in zip(views.patches, all_c, strict=True)
+        ]
+        covered = sum(patch.numel for patch in views.patches) == weight.numel()
+        self._merged_P = torch.empty_like(self.weight_P) if covered else self.weight_P.clone()
+        self._grad_P: torch.Tensor | None = None
+        self._factored: list[torch.Tensor] = []
+        self._grad_c: list[list[torch.Tensor]] = [[] for _ in self.parts]
+
+    def at(self, routing: int) -> "Merging":
+        """Merge anew: `merged` then holds what this routing gives."""
+        for patch, moved_JL, c_RJG in self.parts:
+            factor_JL, out = patch.factor(c_RJG[routing]), patch.of(self._merged_P)
+            torch.addcmul(patch.of(self.weight_P), moved_JL, factor_JL, out=out)
+        return self
+
+    @property
+    def merged(self) -> torch.Tensor:
+        """The last merge, until the next."""
+        return self._merged_P.view(self.weight.shape)
+
+    def collect(self, routing: int, grad: torch.Tensor) -> None:
+        """Take over the gradient at one merged tensor: routings in order, each once."""
+        grad_P = grad.to(self.weight_P.dtype).flatten()
+        for at, (patch, moved_JL, c_RJG) in enumerate(self.parts):
+            grad_JL, factor_JL = patch.of(grad_P), patch.factor(c_RJG[routing])
+            self._grad_c[at].append(patch.project(grad_JL * moved_JL))
+            if routing:
+                self._factored[at].addcmul_(grad_JL, factor_JL)
+            else:
+                self._factored.append(factor_JL.mul_(grad_JL))
+        self._grad_P = self._grad_P.add_(grad_P) if self._grad_P is not None else grad_P
+
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradients at the tensor and at all coefficients, of what was collected."""
+        assert self._grad_P is not None
+        for (patch, _, _), factored_JL in zip(self.parts, self._factored, strict=True):
+            change_JL = self.views.selection.signed(factored_JL, self.weight_P, patch)
+            patch.of(self._grad_P).add_(change_JL)
+        grad = self._grad_P.to(self.weight.dtype).view(self.weight.shape)
+        return [grad, *(torch.stack(grads) for grads in self._grad_c)]
 
 
 class _Merge(torch.autograd.Function):
-    """A copy of the weight, changed where patches are; the backward derives what it needs anew."""
+    """One merge; the backward derives what it needs anew."""
 
     @staticmethod
-    def forward(
-        ctx: Any, views: Views, weight: torch.Tensor, *coefficients: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, views: Views, weight: torch.Tensor, *all_c: torch.Tensor) -> torch.Tensor:
         ctx.views = views
-        ctx.save_for_backward(weight, *coefficients)
-        weight_P = weight.flatten().to(views.scale_E.dtype)
-        merged_P = weight_P.clone()
-        for patch, coefficient_JG in zip(views.patches, coefficients, strict=True):
-            moved_JL = views.selection.moved(weight_P, patch)
-            patch.of(merged_P).add_(moved_JL.mul_(patch.factor(coefficient_JG)))
-        return merged_P.to(weight.dtype).view(weight.shape)
+        ctx.save_for_backward(weight, *all_c)
+        return Merging(views, weight, all_c).at(0).merged.to(weight.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        weight, *coefficients = ctx.saved_tensors
-        views = ctx.views
-        weight_P = weight.flatten().to(views.scale_E.dtype)
-        merged_P = grad.flatten().to(weight_P.dtype)
-        grad_P = merged_P.clone()
-        projected = []
-        for patch, coefficient_JG in zip(views.patches, coefficients, strict=True):
-            moved_JL = views.selection.moved(weight_P, patch)
-            grad_JL = patch.of(merged_P)
-            projected.append(patch.project(moved_JL * grad_JL))
-            role_JL = moved_JL.sign_().mul_(patch.of(weight_P).sign())
-            change_JL = role_JL.mul_(patch.factor(coefficient_JG))
-            patch.of(grad_P).add_(change_JL * grad_JL)
-        return None, grad_P.to(weight.dtype).view(weight.shape), *projected
+        weight, *all_c = ctx.saved_tensors
+        merging = Merging(ctx.views, weight, all_c)
+        merging.collect(0, grad.clone())
+        return None, *merging.gradients()
 
 
 def views_of(
@@ -91,15 +133,20 @@ def views_of(
     focal: Focal,
     name: str = "",
     draws: Draws = DRAWS,
+    hints: MutableMapping[str, Edges] | None = None,
 ) -> Views | SparseChange:
-    """The views of a tensor as it is now. Raises `ValueError` for a strength out of reach."""
+    """The views of a tensor as it is now. Raises `ValueError` for a strength out of reach.
+
+    `draws` and `hints` may remember what they were asked for a `name`, to be faster.
+    """
     # In float64 a sum of angles rounds otherwise than the angle of a sum: entries follow `change`.
     if num_views > 1 and not perturbation.per_view and weight.dtype != torch.float64:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         width = reach(focal, weight.numel(), largest_scale(perturbation), torch.finfo(dtype).eps)
         patches = patches_of(weight.shape, num_views, focal, width, dtype, weight.device)
         if patches is not None:
-            selection = select(weight, perturbation)
+            wide = 2 * sum(patch.numel for patch in patches) > weight.numel()
+            selection = select(weight, perturbation, hints, name, all_roles=wide)
             direction = -1 if perturbation.mode == "attractive" else 1
             scale_E = torch.full((num_views,), direction * perturbation.scale, dtype=dtype)
             views = Views(selection, patches, scale_E.to(weight.device))

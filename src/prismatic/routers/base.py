@@ -72,6 +72,7 @@ class Router(nn.Module, ABC):
         require(z_loss >= 0, "router.z_loss", z_loss, "give a weight >= 0")
         self.expert, self.gate = expert, gate
         self.num_experts, self.level = num_experts, level
+        self._run = LEVELS[level]()
         self.causal, self.allow_leak = causal, allow_leak
         self.temperature, self.expert_dropout = temperature, expert_dropout
         self.balance_loss, self.z_loss = balance_loss, z_loss
@@ -99,7 +100,7 @@ class Router(nn.Module, ABC):
         named = self.expert.named_parameters()
         mixtures = {parameter: self.mixture(name, parameter) for name, parameter in named}
         try:
-            return LEVELS[self.level](self.expert, mixtures, probs, (x_BTD, *args), kwargs)
+            return self._run(self.expert, mixtures, probs, (x_BTD, *args), kwargs)
         except UnroutableError as error:
             raise ValueError(self._refusal(str(error))) from error
 

@@ -8,30 +8,26 @@ O output and I input features, J rows of a patch, each of them R rows of the mat
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from prismatic.perturb import Patch, Views
 
-from .mixtures import ViewMixture
-
-
-class Part(NamedTuple):
-    """A part of the change: `change_KI` over some of the matrix's rows, and what it counts for."""
-
-    runs: list[slice]
-    change_KI: torch.Tensor
-    coefficient_XJ: torch.Tensor
+from .mixtures import ViewMixture, shared
+from .products import Part, SharedProduct, TokenProduct, gather, scaled
 
 
 class LensMixture(ViewMixture):
-    """Views of one parameter: W * (1 + sum_i r_i f_i) with f_i = scale_i * role * lens_i."""
+    """Views of one parameter: W * (1 + sum_i r_i f_i) with f_i = scale_i * role * lens_i.
 
-    def __init__(self, weight: torch.Tensor, views: Views) -> None:
+    `by_slice` allows a product per slice of the input where slices share a routing; it rounds
+    otherwise than one product for all.
+    """
+
+    def __init__(self, weight: torch.Tensor, views: Views, by_slice: bool = True) -> None:
         super().__init__(weight)
-        self.views = views
+        self.views, self.by_slice = views, by_slice
 
     def dense(self) -> torch.Tensor:
         return self.views.dense(self.weight)
@@ -39,30 +35,56 @@ class LensMixture(ViewMixture):
     def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
         return self.views.merged(self.weight, probs_E)
 
-    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        parts = list(self._parts(probs_XE))
-        coefficients = [part.coefficient_XJ.to(y.dtype) for part in parts]
-        return _AddRows.apply(parts, y, x.to(y.dtype), self.weight.to(y.dtype), *coefficients)
+    def linear(
+        self, x: torch.Tensor, probs_XE: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        x = x.to(product_dtype(x))
+        shared_RE = shared(probs_XE)
+        if shared_RE is not None and (len(shared_RE) == 1 or (self.by_slice and self._is_wide)):
+            all_c = self.views.all_coefficients(shared_RE)
+            return SharedProduct.apply(self.views, x, self.weight, bias, *all_c)
+        parts = list(self._parts())
+        all_c = [c.to(x.dtype) for c in self._counts(probs_XE, parts)]
+        return TokenProduct.apply(
+            [part for part, _ in parts], x, self.weight.to(x.dtype), bias, *all_c
+        )
 
     def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        for runs, change_KO, coefficient_XJ in self._parts(probs_XE):
-            delta_KO = gather(self.weight, runs, 0) * change_KO
-            x_XK = scaled(gather(x, runs, -1), coefficient_XJ.to(x.dtype))
-            y = y + x_XK.to(y.dtype) @ delta_KO.to(y.dtype)
+        parts = list(self._parts())
+        for (part, _), c_XJ in zip(parts, self._counts(probs_XE, parts), strict=True):
+            x_XK = scaled(gather(x, part.runs, -1), c_XJ.to(x.dtype)).to(y.dtype)
+            y = y + x_XK @ part.delta(self.weight).to(y.dtype)
         return y
 
-    def _parts(self, probs_XE: torch.Tensor) -> Iterator[Part]:
+    @property
+    def _is_wide(self) -> bool:
+        """Whether most weights are within some lens: then a merge costs less than a part more."""
+        return 2 * sum(patch.numel for patch in self.views.patches) > self.weight.numel()
+
+    def _parts(self) -> Iterator[tuple[Part, torch.Tensor]]:
+        """The parts of the change, each with its weights (J, E)."""
         num_columns = self.weight.shape[1]
         weight_P = self.weight.detach().flatten().to(self.views.scale_E.dtype)
-        scaled_XE = probs_XE.to(weight_P.dtype) * self.views.scale_E
         for whole in self.views.patches:
             aligned = whole.stride % num_columns == 0
             for patch in [whole] if aligned else whole.rows():
                 role_JL = self.views.signs(weight_P, patch)
                 runs = rows_of(patch, self.weight)
                 for weights_JE, shape_JL in patch.pieces():
-                    change_KI = spread(role_JL * shape_JL, patch, num_columns)
-                    yield Part(runs, change_KI, scaled_XE @ weights_JE.T)
+                    yield Part(runs, spread(role_JL * shape_JL, patch, num_columns)), weights_JE
+
+    def _counts(
+        self, probs_XE: torch.Tensor, parts: list[tuple[Part, torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """What each part counts for at every position: (X, J) each."""
+        scaled_XE = probs_XE.to(self.views.scale_E.dtype) * self.views.scale_E
+        return [scaled_XE @ weights_JE.T for _, weights_JE in parts]
+
+
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """The precision in which a product with `x` is computed."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def rows_of(patch: Patch, weight: torch.Tensor) -> list[slice]:
@@ -76,73 +98,8 @@ def rows_of(patch: Patch, weight: torch.Tensor) -> list[slice]:
     return [slice(start, start + per_row) for start in starts]
 
 
-def gather(x: torch.Tensor, runs: list[slice], dim: int) -> torch.Tensor:
-    """Some runs of indices, one after the other."""
-    if len(runs) == 1:
-        return along(x, runs[0], dim)
-    return torch.cat([along(x, run, dim) for run in runs], dim)
-
-
-def add_to(y: torch.Tensor, runs: list[slice], dim: int, change: torch.Tensor) -> None:
-    """Add to some runs of indices in place, the opposite of `gather`; runs may overlap."""
-    parts = [change] if len(runs) == 1 else change.chunk(len(runs), dim)
-    for run, part in zip(runs, parts, strict=True):
-        along(y, run, dim).add_(part)
-
-
-def along(x: torch.Tensor, run: slice, dim: int) -> torch.Tensor:
-    return x[run] if dim == 0 else x[..., run]
-
-
 def spread(change_JL: torch.Tensor, patch: Patch, num_columns: int) -> torch.Tensor:
     """A patch's values where its matrix rows have them: (J, L) -> (K, I), 0 elsewhere."""
     offset = patch.start % num_columns
     tail = -(offset + patch.width) % num_columns
     return F.pad(change_JL, (offset, tail)).view(-1, num_columns)
-
-
-def scaled(x_XK: torch.Tensor, coefficient_XJ: torch.Tensor) -> torch.Tensor:
-    """Each patch row's features times what it counts for."""
-    x_XJR = x_XK.unflatten(-1, (coefficient_XJ.shape[-1], -1))
-    return (x_XJR * coefficient_XJ[..., None]).flatten(-2)
-
-
-class _AddRows(torch.autograd.Function):
-    """Adds what the parts' rows give to `y = x @ W.T`, in place; the backward keeps nothing."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        parts: list[Part],
-        y: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        *all_c: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.parts = [part[:2] for part in parts]
-        ctx.save_for_backward(x, weight, *all_c)
-        ctx.mark_dirty(y)
-        for (runs, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
-            add_to(y, runs, -1, scaled(x @ delta(weight, runs, change_KI).T, coefficient_XJ))
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        x, weight, *all_c = ctx.saved_tensors
-        grad_x, flat_x = torch.zeros_like(x), x.flatten(0, -2)
-        grad_weight = torch.zeros_like(weight)
-        grad_c = []
-        for (runs, change_KI), coefficient_XJ in zip(ctx.parts, all_c, strict=True):
-            delta_KI = delta(weight, runs, change_KI)
-            grad_XK = gather(grad, runs, -1)
-            per_row = (grad_XK * (x @ delta_KI.T)).unflatten(-1, (coefficient_XJ.shape[-1], -1))
-            grad_c.append(per_row.sum(-1).sum_to_size(coefficient_XJ.shape))
-            grad_XK = scaled(grad_XK, coefficient_XJ)
-            grad_x.add_(grad_XK @ delta_KI)
-            grad_KI = (grad_XK.flatten(0, -2).T @ flat_x).mul_(change_KI)
-            add_to(grad_weight, runs, 0, grad_KI)
-        return None, grad, grad_x, grad_weight, *grad_c
-
-
-def delta(weight: torch.Tensor, runs: list[slice], change_KI: torch.Tensor) -> torch.Tensor:
-    return gather(weight, runs, 0) * change_KI.to(weight.dtype)

@@ -14,43 +14,78 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .mixtures import Mixture
-from .rules import UnroutableError, routed, unruled
+from .rules import Owners, UnroutableError, linears, owners, routed, unruled
 
 Mixtures = Mapping[nn.Parameter, Mixture]
 Level = Callable[[nn.Module, Mixtures, torch.Tensor, tuple, dict[str, Any]], Any]
 
 
-def by_batch(
-    expert: nn.Module, mixtures: Mixtures, probs: torch.Tensor, args: tuple, kwargs: dict[str, Any]
-) -> Any:
-    """One merge for the whole batch: works for any module."""
-    probs_E = probs.flatten()
-    merged = {name: mixtures[p].merged(probs_E) for name, p in expert.named_parameters()}
-    return functional_call(expert, merged, args, kwargs)
+class ByBatch:
+    """One merge for the whole batch: works for any module.
+
+    Linear maps merge as they compute, unless the module uses their parameters in another way.
+    """
+
+    def __init__(self) -> None:
+        self.fused = True
+
+    def __call__(
+        self, expert: nn.Module, mixtures: Mixtures, probs: torch.Tensor, args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        if self.fused:
+            try:
+                return self._run(expert, linears(expert), mixtures, probs, args, kwargs)
+            except UnroutableError:
+                self.fused = False
+        return self._run(expert, [], mixtures, probs, args, kwargs)
+
+    def _run(
+        self, expert: nn.Module, fused: Owners, mixtures: Mixtures, probs: torch.Tensor,
+        args: tuple, kwargs: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        theirs = {parameter for _, module in fused for parameter in module.parameters()}
+        named, probs_E = expert.named_parameters(), probs.flatten()
+        rest = {name: mixtures[p].merged(probs_E) for name, p in named if p not in theirs}
+        with routed(fused, mixtures, probs, ()):
+            return functional_call(expert, rest, args, kwargs)
 
 
 def by_token(
     expert: nn.Module, mixtures: Mixtures, probs: torch.Tensor, args: tuple, kwargs: dict[str, Any]
 ) -> Any:
     """A merge for every position: each submodule computes with the outputs of its pieces."""
-    with routed(expert, mixtures, probs, tuple(args[0].shape[:2])):
+    with routed(owners(expert), mixtures, probs, tuple(args[0].shape[:2])):
         return expert(*args, **kwargs)
 
 
-def by_sequence(
-    expert: nn.Module, mixtures: Mixtures, probs: torch.Tensor, args: tuple, kwargs: dict[str, Any]
-) -> Any:
-    """A merge for every row: by rules where all submodules have one, else row by row."""
-    if unruled(expert) is None:
-        try:
-            with routed(expert, mixtures, probs, tuple(args[0].shape[:1])):
-                return expert(*args, **kwargs)
-        except UnroutableError:
-            pass  # reshapes its input or reaches past a submodule's forward
-    return by_row(expert, mixtures, probs, args, kwargs)
+class BySequence:
+    """A merge for every row: by rules where all submodules have one, else row by row.
+
+    A module that reshapes its input, or reaches past a submodule's forward, cannot use rules.
+    """
+
+    def __init__(self) -> None:
+        self.ruled = True
+
+    def __call__(
+        self, expert: nn.Module, mixtures: Mixtures, probs: torch.Tensor, args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        if self.ruled and unruled(expert) is None:
+            try:
+                with routed(owners(expert), mixtures, probs, tuple(args[0].shape[:1])):
+                    return expert(*args, **kwargs)
+            except UnroutableError:
+                self.ruled = False
+        return by_row(expert, mixtures, probs, args, kwargs)
 
 
-LEVELS: dict[str, Level] = {"batch": by_batch, "sequence": by_sequence, "token": by_token}
+LEVELS: dict[str, Callable[[], Level]] = {
+    "batch": ByBatch,
+    "sequence": BySequence,
+    "token": lambda: by_token,
+}
 
 
 def row_dims(leaves: list[Any], num_rows: int) -> list[int | None]:

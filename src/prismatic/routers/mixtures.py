@@ -13,6 +13,13 @@ from torch.nn import functional as F
 from prismatic.perturb import SparseChange
 
 
+def shared(probs_XE: torch.Tensor) -> torch.Tensor | None:
+    """Routing weights (R, E) of equal slices of an input, or None where positions differ."""
+    num_views = probs_XE.shape[-1]
+    each = probs_XE.shape[1:-1].numel() == 1 or probs_XE.ndim == 1
+    return probs_XE.reshape(-1, num_views) if each else None
+
+
 class Mixture(Protocol):
     """What a router gives a rule instead of a parameter; `probs_XE` are the routing weights."""
 
@@ -25,8 +32,13 @@ class Mixture(Protocol):
     def change(self, probs_XE: torch.Tensor) -> torch.Tensor:
         """`elementwise` less the base's own parameter."""
 
-    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """From `y = x @ base.T` to `x @ merged.T`, for a parameter of shape (O, I); uses y up."""
+    def differences(self) -> torch.Tensor:
+        """What each view adds to the parameter, (E, P): asked for of gains and biases only."""
+
+    def linear(
+        self, x: torch.Tensor, probs_XE: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`x @ merged.T + bias`, for a parameter of shape (O, I)."""
 
     def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """From `y = x @ base` to `x @ merged`, for a parameter of shape (I, O)."""
@@ -42,6 +54,9 @@ class ViewMixture(ABC):
     def dense(self) -> torch.Tensor:
         """Every f_i in full, (E, P): asked for of gains and biases only."""
 
+    def differences(self) -> torch.Tensor:
+        return self.weight.flatten() * self.dense()
+
     def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
         return (self.weight + self._wide_change(probs_XE)).to(self.weight.dtype)
 
@@ -49,9 +64,9 @@ class ViewMixture(ABC):
         return self._wide_change(probs_XE).to(self.weight.dtype)
 
     def _wide_change(self, probs_XE: torch.Tensor) -> torch.Tensor:
-        f_EP = self.dense()
-        change_XP = self.weight.flatten() * (probs_XE.to(f_EP.dtype) @ f_EP)
-        return change_XP.reshape(*probs_XE.shape[:-1], *self.weight.shape)
+        added_EP = self.differences()
+        change_XP = probs_XE.to(added_EP.dtype) @ added_EP
+        return change_XP.view(*probs_XE.shape[:-1], *self.weight.shape)
 
 
 class EntryMixture(ViewMixture):
@@ -67,7 +82,12 @@ class EntryMixture(ViewMixture):
     def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
         return self.sparse.merged(self.weight, probs_E)
 
-    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def linear(
+        self, x: torch.Tensor, probs_XE: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        if probs_XE.numel() == probs_XE.shape[-1]:
+            return F.linear(x, self.merged(probs_XE.flatten()), bias)
+        y = F.linear(x, self.weight, bias)
         row_R, piece_R, delta_RI = self._rows()
         change_XR = F.linear(x, delta_RI) * self._coefficients(x, probs_XE)[..., piece_R]
         return y.index_add(-1, row_R, change_XR.to(y.dtype))
@@ -111,7 +131,15 @@ class ExpertMixture:
     def change(self, probs_XE: torch.Tensor) -> torch.Tensor:
         return self.elementwise(self._less_base(probs_XE))
 
-    def linear(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def differences(self) -> torch.Tensor:
+        return torch.stack([(weight - self.weights[0]).flatten() for weight in self.weights])
+
+    def linear(
+        self, x: torch.Tensor, probs_XE: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        if probs_XE.numel() == probs_XE.shape[-1]:
+            return F.linear(x, self.merged(probs_XE.flatten()), bias)
+        y = F.linear(x, self.weights[0], bias)
         return self._add([weight.T for weight in self.weights], x, probs_XE, y)
 
     def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

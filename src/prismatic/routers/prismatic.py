@@ -3,7 +3,15 @@
 import torch
 from torch import nn
 
-from prismatic.perturb import Draws, Focal, Perturbation, SparseChange, sparse_change, views_of
+from prismatic.perturb import (
+    Draws,
+    Edges,
+    Focal,
+    Perturbation,
+    SparseChange,
+    sparse_change,
+    views_of,
+)
 
 from .base import Router
 from .gate import ConstantGate, Gate, is_causal, seeded
@@ -69,6 +77,7 @@ class PrismaticRouter(Router):
         self.perturbation = perturbation or Perturbation()
         self.focal = focal or Focal()
         self._draws = KeptDraws()
+        self._hints: dict[str, Edges] = {}
 
     @property
     def inert(self) -> bool:
@@ -80,10 +89,10 @@ class PrismaticRouter(Router):
         return sparse_change(parameter, *self._options(name))
 
     def mixture(self, name: str, parameter: nn.Parameter) -> Mixture:
-        views = views_of(parameter, *self._options(name))
+        views = views_of(parameter, *self._options(name), hints=self._hints)
         if isinstance(views, SparseChange):
             return EntryMixture(parameter, views)
-        return LensMixture(parameter, views)
+        return LensMixture(parameter, views, by_slice=not self.inert)
 
     def _options(self, name: str) -> tuple[int, Perturbation, Focal, str, Draws]:
         path = f"{self.name}.{name}".lstrip(".")

@@ -6,14 +6,15 @@ under `routed`, the `forward` of every submodule that owns parameters is replace
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from .mixtures import Mixture
+from .products import UnitProduct
 
 # Norms and projections of Hugging Face transformers, matched by name: the package is optional.
 BY_NAME = "Conv1D", "LlamaRMSNorm"
@@ -45,18 +46,29 @@ class Routed:
         """What routing adds to a gain or a bias: as `elementwise`, less the parameter itself."""
         return self.mixture.change(self._spread(self.parameter.ndim))
 
-    def linear(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        """`x @ merged.T`: (B, T, I) -> (B, T, O) for a parameter of shape (O, I).
-
-        Where the bare module's output `y` is given, what routing adds is added to it, in place.
-        """
-        y = F.linear(x, self.parameter) if y is None else y
-        return self.mixture.linear(x, self._spread(1), y)
+    def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`x @ merged.T + bias`: (B, T, I) -> (B, T, O) for a parameter of shape (O, I)."""
+        return self.mixture.linear(x, self._spread(1), bias)
 
     def matmul(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        """`x @ merged`: as `linear`, for a parameter of shape (I, O)."""
+        """`x @ merged`: (B, T, I) -> (B, T, O) for a parameter of shape (I, O).
+
+        Where the bare module's output `y` is given, what routing adds is added to it.
+        """
         y = x @ self.parameter if y is None else y
         return self.mixture.matmul(x, self._spread(1), y)
+
+    def times(
+        self, unit: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
+        """`y` plus what routing adds to a gain, times `unit(x)`, which is computed twice, not kept.
+
+        `y` is the bare norm's output and `unit` normalises without gains.
+        """
+        shape = self.parameter.shape or torch.Size([1])
+        gains_EP = self.mixture.differences()
+        probs_XE = self._spread(self.parameter.ndim).to(gains_EP.dtype)
+        return UnitProduct.apply(unit, shape, y, x, probs_XE, gains_EP)
 
     def _spread(self, trailing: int) -> torch.Tensor:
         """Routing weights that broadcast over all dimensions of the input but the last ones."""
@@ -98,53 +110,57 @@ def plus_bias(y: torch.Tensor, params: Mapping[str, Routed]) -> torch.Tensor:
 
 
 def linear(module: nn.Linear, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-    return plus_bias(params["weight"].linear(x, bare(module, x)), params)
+    return plus_bias(params["weight"].linear(x, module.bias), params)
 
 
 def conv1d(module: nn.Module, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
     return plus_bias(params["weight"].matmul(x, bare(module, x)), params)
 
 
-def recomputed(rule: Rule) -> Rule:
-    """The same rule, whose backward computes its inner values anew instead of keeping them.
+def normed(unit: Callable[[Any, torch.Tensor], torch.Tensor]) -> Rule:
+    """The rule of a norm, from its output without gains and biases: `unit(module, x)`."""
 
-    An element-wise merge makes several tensors of the size of its input and is cheap.
-    """
+    def rule(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
+        y = params["weight"].times(partial(unit, module), x, bare(module, x))
+        return plus_bias(y, params)
 
-    def run(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-        return checkpoint(rule, module, params, x, use_reentrant=False, preserve_rng_state=False)
-
-    return run
+    return rule
 
 
-def layer_norm(module: nn.LayerNorm, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-    y, unit = bare(module, x), F.layer_norm(x, module.normalized_shape, eps=module.eps)
-    return plus_bias(y + unit * params["weight"].change().to(y.dtype), params)
+def layer_unit(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, module.normalized_shape, eps=module.eps)
 
 
-def rms_norm(module: nn.RMSNorm, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-    y, unit = bare(module, x), F.rms_norm(x, module.normalized_shape, eps=module.eps)
-    return y + unit * params["weight"].change().to(y.dtype)
+def rms_unit(module: nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, module.normalized_shape, eps=module.eps)
 
 
-def llama_rms_norm(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
+def llama_unit(module: Any, x: torch.Tensor) -> torch.Tensor:
     wide = x.float()
-    unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
-    return bare(module, x) + unit.to(x.dtype) * params["weight"].change()
+    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + module.variance_epsilon)
+    return unit.to(x.dtype)
 
 
 RULES |= {
     nn.Linear: linear,
-    nn.LayerNorm: recomputed(layer_norm),
-    nn.RMSNorm: recomputed(rms_norm),
+    nn.LayerNorm: normed(layer_unit),
+    nn.RMSNorm: normed(rms_unit),
     "Conv1D": conv1d,
-    "LlamaRMSNorm": recomputed(llama_rms_norm),
+    "LlamaRMSNorm": normed(llama_unit),
 }
 
 
-def owners(expert: nn.Module) -> list[tuple[str, nn.Module]]:
+Owners = list[tuple[str, nn.Module]]
+
+
+def owners(expert: nn.Module) -> Owners:
     """The submodules that own parameters, with their paths."""
     return [(path, m) for path, m in expert.named_modules() if list(m.parameters(recurse=False))]
+
+
+def linears(expert: nn.Module) -> Owners:
+    """Those of them that are linear maps."""
+    return [(path, m) for path, m in owners(expert) if type(m) is nn.Linear]
 
 
 def unruled(expert: nn.Module) -> str | None:
@@ -157,12 +173,12 @@ def unruled(expert: nn.Module) -> str | None:
 
 @contextmanager
 def routed(
-    expert: nn.Module,
+    bound: Owners,
     mixtures: Mapping[nn.Parameter, Mixture],
     probs: torch.Tensor,
     leading: tuple[int, ...],
 ) -> Iterator[None]:
-    """Run `expert` with mixtures for parameters; `leading` are the dimensions every input has.
+    """Run some modules with mixtures for parameters; `leading` are dimensions every input has.
 
     Raises `UnroutableError` where an input lacks them, and where a submodule's parameters were
     used in some other way than by calling it.
@@ -188,7 +204,6 @@ def routed(
 
         return forward
 
-    bound = owners(expert)
     before = {path: vars(module).get("forward") for path, module in bound}
     try:
         for path, module in bound:
