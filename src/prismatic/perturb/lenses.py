@@ -2,14 +2,14 @@
 
 Between two focal points all lenses to the left fade alike, and so do all to the right: over the
 gaps J and the positions L within a gap, sum_i r_i m_i is a matrix of rank two, four with a wave,
-whatever the number of views. `none` and `helical` have rank one and two over any rectangle.
+whatever the number of views. `helical` has rank two over any rectangle; `none` is one number.
 Where lenses do not overlap, each has a window of its own.
 
 Shapes: P positions of the tensor, J rows and L columns of a rectangle, G rank, E views.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -85,6 +85,20 @@ class Patch:
         ]
 
 
+@dataclass(frozen=True)
+class Flat(Patch):
+    """The pattern 1 everywhere: one number for all positions; `weights` and `basis` are (1, 1)."""
+
+    length: int
+
+    @property
+    def width(self) -> int:
+        return self.length
+
+    def project(self, grad_JL: torch.Tensor) -> torch.Tensor:
+        return grad_JL.sum(-1, keepdim=True)
+
+
 class Windows(Patch):
     """One lens per row: rank one, with a shape of its own in every row; `basis` is (J, L)."""
 
@@ -117,8 +131,10 @@ def patches_of(
     """
     numel = shape.numel()
     with torch.inference_mode(False), torch.no_grad():
-        if focal.pattern in ("none", "helical"):
-            found = [everywhere(numel, shape[0] if len(shape) > 1 else 1, num_views, focal)]
+        if focal.pattern == "none":
+            found: list[Patch] = [flat(numel, num_views)]
+        elif focal.pattern == "helical":
+            found = [waving(numel, shape[0] if len(shape) > 1 else 1, num_views, focal)]
         elif num_views == 2 or numel / num_views > 2 * math.ceil(width) + 2:
             found = windows(numel, num_views, focal, width)
         elif focal.profile == "exponential":
@@ -126,7 +142,7 @@ def patches_of(
         else:
             return None
         return tuple(
-            type(p)(p.start, p.stride, p.weights_JGE.to(device, dtype), p.basis.to(device, dtype))
+            replace(p, weights_JGE=p.weights_JGE.to(device, dtype), basis=p.basis.to(device, dtype))
             for p in found
         )
 
@@ -141,16 +157,19 @@ def waves(
     return weights_JGE, torch.stack([turn_L.cos(), turn_L.sin()])
 
 
-def everywhere(numel: int, num_rows: int, num_views: int, focal: Focal) -> Patch:
-    """`none` and `helical`: any rectangle will do, so it is that of the matrix."""
+def flat(numel: int, num_views: int) -> Flat:
+    """`none`: all views but the first count alike, at every position."""
+    weights_JGE = torch.ones(1, 1, num_views, dtype=torch.float64)
+    weights_JGE[:, :, 0] = 0
+    return Flat(0, 0, weights_JGE, torch.ones(1, 1, dtype=torch.float64), numel)
+
+
+def waving(numel: int, num_rows: int, num_views: int, focal: Focal) -> Patch:
+    """`helical`: any rectangle will do, so it is that of the matrix."""
     length = numel // num_rows
-    weights_JGE = torch.ones(num_rows, 1, num_views, dtype=torch.float64)
-    basis_GL = torch.ones(1, length, dtype=torch.float64)
-    if focal.pattern == "helical":
-        offset_JE = (torch.arange(num_rows).double() * length)[:, None].expand(-1, num_views)
-        near_L = torch.arange(length).double()
-        wavelength = focal.lengths(numel)[1]
-        weights_JGE, basis_GL = waves(offset_JE, near_L, num_views, focal, wavelength)
+    offset_JE = (torch.arange(num_rows).double() * length)[:, None].expand(-1, num_views)
+    near_L = torch.arange(length).double()
+    weights_JGE, basis_GL = waves(offset_JE, near_L, num_views, focal, focal.lengths(numel)[1])
     weights_JGE[:, :, 0] = 0
     return Patch(0, length, weights_JGE, basis_GL)
 

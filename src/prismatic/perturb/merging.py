@@ -95,7 +95,7 @@ class Merging:
             if routing:
                 self._factored[at].addcmul_(grad_JL, factor_JL)
             else:
-                self._factored.append(factor_JL.mul_(grad_JL))
+                self._factored.append(factor_JL * grad_JL)
         self._grad_P = self._grad_P.add_(grad_P) if self._grad_P is not None else grad_P
 
     def gradients(self) -> list[torch.Tensor]:

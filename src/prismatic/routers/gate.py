@@ -1,7 +1,7 @@
 """Where routing weights come from: pooling and the gates.
 
-Shapes: B batch, T time, D model width, E views. A pool returns (B, T, D), or (B, 1, D) when all
-positions of a sequence share one routing.
+Shapes: B batch, T time, D model width, E views, S blocks of L positions. A pool returns (B, T, D),
+or (B, 1, D) when all positions of a sequence share one routing.
 """
 
 import hashlib
@@ -9,8 +9,11 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from prismatic.perturb import one_of, require
+
+BLOCK = 32
 
 Pool = Callable[[torch.Tensor], torch.Tensor]
 
@@ -32,9 +35,23 @@ def each(x_BTD: torch.Tensor) -> torch.Tensor:
 
 
 def causal_mean(x_BTD: torch.Tensor) -> torch.Tensor:
-    """The mean of all positions so far; summed in float32 at least."""
-    total_BTD = x_BTD.cumsum(1, dtype=torch.promote_types(x_BTD.dtype, torch.float32))
-    count_T1 = torch.arange(1, x_BTD.shape[1] + 1, device=x_BTD.device)[:, None]
+    """The mean of all positions so far; summed in float32 at least.
+
+    Sums within blocks of L positions are one product with a triangle, which torch computes several
+    times faster than a running sum over all.
+    """
+    num_positions, triangle_LL = (
+        x_BTD.shape[1],
+        torch.ones(BLOCK, BLOCK, device=x_BTD.device).tril(),
+    )
+    wide_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+    padded_BTD = F.pad(wide_BTD, (0, 0, 0, -num_positions % BLOCK))
+    triangle_LL = torch.ones(BLOCK, BLOCK).to(wide_BTD).tril()
+    with torch.autocast(x_BTD.device.type, enabled=False):
+        within_BSLD = triangle_LL @ padded_BTD.unflatten(1, (-1, BLOCK))
+    before_BSD = F.pad(within_BSLD[:, :-1, -1], (0, 0, 1, 0)).cumsum(1)
+    total_BTD = (within_BSLD + before_BSD[:, :, None]).flatten(1, 2)[:, :num_positions]
+    count_T1 = torch.arange(1, num_positions + 1, device=x_BTD.device)[:, None]
     return (total_BTD / count_T1).to(x_BTD.dtype)
 
 

@@ -8,7 +8,7 @@ Shapes: R routings, X leading dimensions of the input, O output and I input feat
 patch, each of them some rows of the matrix, K in all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -36,26 +36,35 @@ class SharedProduct(torch.autograd.Function):
         ctx.views, ctx.num_routings, ctx.has_bias = views, len(all_c[0]), bias is not None
         ctx.save_for_backward(x, weight, *all_c)
         merging = Merging(views, weight, all_c)
-        ctx.merging = merging if ctx.num_routings == 1 else None
-        y = [
-            F.linear(part, merging.at(routing).merged.to(x.dtype), bias)
-            for routing, part in enumerate(x.chunk(ctx.num_routings))
-        ]
-        return y[0] if len(y) == 1 else torch.cat(y)
+        if ctx.num_routings == 1:
+            ctx.merging = merging
+            return F.linear(x, merging.at(0).merged.to(x.dtype), bias)
+        ctx.merging = None
+        y = x.new_empty(*x.shape[:-1], len(weight))
+        for routing, (x_r, y_r) in enumerate(slices(ctx.num_routings, x, y)):
+            merged = merging.at(routing).merged.to(x.dtype)
+            torch.mm(x_r, merged.T, out=y_r)
+        return y if bias is None else y.add_(bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, weight, *all_c = ctx.saved_tensors
         merging = ctx.merging or Merging(ctx.views, weight, all_c)
-        grad_x = torch.empty_like(x)
-        slices = zip(*(t.chunk(ctx.num_routings) for t in (x, grad, grad_x)), strict=True)
-        for routing, (x_r, grad_r, grad_x_r) in enumerate(slices):
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        per_routing = slices(ctx.num_routings, x, grad, grad_x)
+        for routing, (x_r, grad_r, grad_x_r) in enumerate(per_routing):
             merged = (merging if ctx.merging else merging.at(routing)).merged.to(x.dtype)
-            torch.mm(grad_r.flatten(0, -2), merged, out=grad_x_r.view(-1, x.shape[-1]))
-            merging.collect(routing, grad_r.flatten(0, -2).T @ x_r.flatten(0, -2))
+            torch.mm(grad_r, merged, out=grad_x_r)
+            merging.collect(routing, grad_r.T @ x_r)
         grad_weight, *grad_c = merging.gradients()
         return None, grad_x, grad_weight, sum_of(grad) if ctx.has_bias else None, *grad_c
+
+
+def slices(num_routings: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The parts of some tensors that share a routing, each as a matrix."""
+    chunks = (t.reshape(num_routings, -1, t.shape[-1]).unbind() for t in tensors)
+    return zip(*chunks, strict=True)
 
 
 class Part(NamedTuple):
