@@ -70,15 +70,17 @@ class Merging:
         ]
         covered = sum(patch.numel for patch in views.patches) == weight.numel()
         self._merged_P = torch.empty_like(self.weight_P) if covered else self.weight_P.clone()
-        self._grad_P: torch.Tensor | None = None
+        self._factors: list[torch.Tensor] = []
         self._factored: list[torch.Tensor] = []
-        self._grad_c: list[list[torch.Tensor]] = [[] for _ in self.parts]
+        self._grad_P: torch.Tensor | None = None
+        self._grads_c: list[list[torch.Tensor]] = []
 
     def at(self, routing: int) -> "Merging":
         """Merge anew: `merged` then holds what this routing gives."""
-        for patch, moved_JL, c_RJG in self.parts:
-            factor_JL, out = patch.factor(c_RJG[routing]), patch.of(self._merged_P)
-            torch.addcmul(patch.of(self.weight_P), moved_JL, factor_JL, out=out)
+        self._factors = [patch.factor(c_RJG[routing]) for patch, _, c_RJG in self.parts]
+        for (patch, moved_JL, _), factor_JL in zip(self.parts, self._factors, strict=True):
+            weight_JL, out = patch.of(self.weight_P), patch.of(self._merged_P)
+            torch.addcmul(weight_JL, moved_JL, factor_JL, out=out)
         return self
 
     @property
@@ -86,17 +88,19 @@ class Merging:
         """The last merge, until the next."""
         return self._merged_P.view(self.weight.shape)
 
-    def collect(self, routing: int, grad: torch.Tensor) -> None:
-        """Take over the gradient at one merged tensor: routings in order, each once."""
+    def collect(self, grad: torch.Tensor) -> None:
+        """Take over the gradient at `merged`: for each routing once, in their order."""
         grad_P = grad.to(self.weight_P.dtype).flatten()
-        for at, (patch, moved_JL, c_RJG) in enumerate(self.parts):
-            grad_JL, factor_JL = patch.of(grad_P), patch.factor(c_RJG[routing])
-            self._grad_c[at].append(patch.project(grad_JL * moved_JL))
-            if routing:
-                self._factored[at].addcmul_(grad_JL, factor_JL)
-            else:
-                self._factored.append(factor_JL * grad_JL)
-        self._grad_P = self._grad_P.add_(grad_P) if self._grad_P is not None else grad_P
+        pairs = list(zip(self.parts, self._factors, strict=True))
+        if self._grad_P is None:
+            self._grad_P = grad_P
+            self._factored = [factor_JL * part[0].of(grad_P) for part, factor_JL in pairs]
+        else:
+            self._grad_P.add_(grad_P)
+            for factored_JL, (part, factor_JL) in zip(self._factored, pairs, strict=True):
+                factored_JL.addcmul_(part[0].of(grad_P), factor_JL)
+        moved = [(patch, patch.of(grad_P) * moved_JL) for patch, moved_JL, _ in self.parts]
+        self._grads_c.append([patch.project(grad_JL) for patch, grad_JL in moved])
 
     def gradients(self) -> list[torch.Tensor]:
         """The gradients at the tensor and at all coefficients, of what was collected."""
@@ -105,7 +109,7 @@ class Merging:
             change_JL = self.views.selection.signed(factored_JL, self.weight_P, patch)
             patch.of(self._grad_P).add_(change_JL)
         grad = self._grad_P.to(self.weight.dtype).view(self.weight.shape)
-        return [grad, *(torch.stack(grads) for grads in self._grad_c)]
+        return [grad, *map(torch.stack, zip(*self._grads_c, strict=True))]
 
 
 class _Merge(torch.autograd.Function):
@@ -122,7 +126,7 @@ class _Merge(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         weight, *all_c = ctx.saved_tensors
         merging = Merging(ctx.views, weight, all_c)
-        merging.collect(0, grad.clone())
+        merging.at(0).collect(grad.clone())
         return None, *merging.gradients()
 
 

@@ -56,7 +56,7 @@ class SharedProduct(torch.autograd.Function):
         for routing, (x_r, grad_r, grad_x_r) in enumerate(per_routing):
             merged = (merging if ctx.merging else merging.at(routing)).merged.to(x.dtype)
             torch.mm(grad_r, merged, out=grad_x_r)
-            merging.collect(routing, grad_r.T @ x_r)
+            merging.collect(grad_r.T @ x_r)
         grad_weight, *grad_c = merging.gradients()
         return None, grad_x, grad_weight, sum_of(grad) if ctx.has_bias else None, *grad_c
 
