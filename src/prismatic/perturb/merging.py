@@ -62,14 +62,11 @@ class Merging:
     """
 
     def __init__(self, views: Views, weight: torch.Tensor, all_c: Sequence[torch.Tensor]) -> None:
-        self.views, self.weight = views, weight
+        self.views, self.weight, self.all_c = views, weight, all_c
         self.weight_P = weight.flatten().to(views.scale_E.dtype)
-        self.parts = [
-            (patch, views.selection.moved(self.weight_P, patch), c_RJG)
-            for patch, c_RJG in zip(views.patches, all_c, strict=True)
-        ]
-        covered = sum(patch.numel for patch in views.patches) == weight.numel()
-        self._merged_P = torch.empty_like(self.weight_P) if covered else self.weight_P.clone()
+        self._whole = sum(patch.numel for patch in views.patches) == weight.numel()
+        self._merged_P = torch.empty_like(self.weight_P) if self._whole else self.weight_P.clone()
+        self._moved: list[torch.Tensor] = []
         self._factors: list[torch.Tensor] = []
         self._factored: list[torch.Tensor] = []
         self._grad_P: torch.Tensor | None = None
@@ -77,8 +74,7 @@ class Merging:
 
     def at(self, routing: int) -> "Merging":
         """Merge anew: `merged` then holds what this routing gives."""
-        self._factors = [patch.factor(c_RJG[routing]) for patch, _, c_RJG in self.parts]
-        for (patch, moved_JL, _), factor_JL in zip(self.parts, self._factors, strict=True):
+        for patch, moved_JL, factor_JL in self._prepared(routing, anew=True):
             weight_JL, out = patch.of(self.weight_P), patch.of(self._merged_P)
             torch.addcmul(weight_JL, moved_JL, factor_JL, out=out)
         return self
@@ -88,24 +84,43 @@ class Merging:
         """The last merge, until the next."""
         return self._merged_P.view(self.weight.shape)
 
-    def collect(self, grad: torch.Tensor) -> None:
+    def kept(self) -> "Merging":
+        """This with `merged`, and without what is as large and soon derived again."""
+        self._factors = []
+        self._moved = self._moved if self._whole else []
+        return self
+
+    def collect(self, routing: int, grad: torch.Tensor) -> None:
         """Take over the gradient at `merged`: for each routing once, in their order."""
         grad_P = grad.to(self.weight_P.dtype).flatten()
-        pairs = list(zip(self.parts, self._factors, strict=True))
+        prepared = self._prepared(routing)
         if self._grad_P is None:
             self._grad_P = grad_P
-            self._factored = [factor_JL * part[0].of(grad_P) for part, factor_JL in pairs]
+            self._factored = [factor_JL * patch.of(grad_P) for patch, _, factor_JL in prepared]
         else:
             self._grad_P.add_(grad_P)
-            for factored_JL, (part, factor_JL) in zip(self._factored, pairs, strict=True):
-                factored_JL.addcmul_(part[0].of(grad_P), factor_JL)
-        moved = [(patch, patch.of(grad_P) * moved_JL) for patch, moved_JL, _ in self.parts]
-        self._grads_c.append([patch.project(grad_JL) for patch, grad_JL in moved])
+            for factored_JL, (patch, _, factor_JL) in zip(self._factored, prepared, strict=True):
+                factored_JL.addcmul_(patch.of(grad_P), factor_JL)
+        self._grads_c.append(
+            [patch.project(patch.of(grad_P) * moved_JL) for patch, moved_JL, _ in prepared]
+        )
+
+    def _prepared(
+        self, routing: int, anew: bool = False
+    ) -> list[tuple[Patch, torch.Tensor, torch.Tensor]]:
+        """Every patch with what it moves, and its factors under a routing."""
+        patches = self.views.patches
+        if not self._moved:
+            self._moved = [self.views.selection.moved(self.weight_P, p) for p in patches]
+        if anew or not self._factors:
+            pairs = zip(patches, self.all_c, strict=True)
+            self._factors = [patch.factor(c_RJG[routing]) for patch, c_RJG in pairs]
+        return list(zip(patches, self._moved, self._factors, strict=True))
 
     def gradients(self) -> list[torch.Tensor]:
         """The gradients at the tensor and at all coefficients, of what was collected."""
         assert self._grad_P is not None
-        for (patch, _, _), factored_JL in zip(self.parts, self._factored, strict=True):
+        for patch, factored_JL in zip(self.views.patches, self._factored, strict=True):
             change_JL = self.views.selection.signed(factored_JL, self.weight_P, patch)
             patch.of(self._grad_P).add_(change_JL)
         grad = self._grad_P.to(self.weight.dtype).view(self.weight.shape)
@@ -126,7 +141,7 @@ class _Merge(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         weight, *all_c = ctx.saved_tensors
         merging = Merging(ctx.views, weight, all_c)
-        merging.at(0).collect(grad.clone())
+        merging.collect(0, grad.clone())
         return None, *merging.gradients()
 
 

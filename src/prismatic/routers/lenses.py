@@ -17,6 +17,9 @@ from prismatic.perturb import Patch, Views
 from .mixtures import ViewMixture, shared
 from .products import Part, SharedProduct, TokenProduct, gather, scaled
 
+# With more views than this, the backward of a product by position computes again what it needs.
+LEAN = 8
+
 
 class LensMixture(ViewMixture):
     """Views of one parameter: W * (1 + sum_i r_i f_i) with f_i = scale_i * role * lens_i.
@@ -43,15 +46,12 @@ class LensMixture(ViewMixture):
         if shared_RE is not None and (len(shared_RE) == 1 or (self.by_slice and self._is_wide)):
             all_c = self.views.all_coefficients(shared_RE)
             return SharedProduct.apply(self.views, x, self.weight, bias, *all_c)
-        parts = list(self._parts())
-        all_c = [c.to(x.dtype) for c in self._counts(probs_XE, parts)]
-        return TokenProduct.apply(
-            [part for part, _ in parts], x, self.weight.to(x.dtype), bias, *all_c
-        )
+        lean, weight = len(self.views.scale_E) > LEAN, self.weight.to(x.dtype)
+        all_c = [c_XJ.to(x.dtype) for c_XJ in self._counts(probs_XE)]
+        return TokenProduct.apply(self._parts, lean, x, weight, bias, *all_c)
 
     def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        parts = list(self._parts())
-        for (part, _), c_XJ in zip(parts, self._counts(probs_XE, parts), strict=True):
+        for part, c_XJ in zip(self._parts(), self._counts(probs_XE), strict=True):
             x_XK = scaled(gather(x, part.runs, -1), c_XJ.to(x.dtype)).to(y.dtype)
             y = y + x_XK @ part.delta(self.weight).to(y.dtype)
         return y
@@ -61,24 +61,27 @@ class LensMixture(ViewMixture):
         """Whether most weights are within some lens: then a merge costs less than a part more."""
         return 2 * sum(patch.numel for patch in self.views.patches) > self.weight.numel()
 
-    def _parts(self) -> Iterator[tuple[Part, torch.Tensor]]:
-        """The parts of the change, each with its weights (J, E)."""
+    def _parts(self) -> Iterator[Part]:
+        """The parts of the change, one after the other."""
         num_columns = self.weight.shape[1]
         weight_P = self.weight.detach().flatten().to(self.views.scale_E.dtype)
-        for whole in self.views.patches:
-            aligned = whole.stride % num_columns == 0
-            for patch in [whole] if aligned else whole.rows():
-                role_JL = self.views.signs(weight_P, patch)
-                runs = rows_of(patch, self.weight)
-                for weights_JE, shape_JL in patch.pieces():
-                    yield Part(runs, spread(role_JL * shape_JL, patch, num_columns)), weights_JE
+        for patch in self._patches():
+            role_JL = self.views.signs(weight_P, patch)
+            runs = rows_of(patch, self.weight)
+            for _, shape_JL in patch.pieces():
+                yield Part(runs, spread(role_JL * shape_JL, patch, num_columns))
 
-    def _counts(
-        self, probs_XE: torch.Tensor, parts: list[tuple[Part, torch.Tensor]]
-    ) -> list[torch.Tensor]:
+    def _counts(self, probs_XE: torch.Tensor) -> list[torch.Tensor]:
         """What each part counts for at every position: (X, J) each."""
         scaled_XE = probs_XE.to(self.views.scale_E.dtype) * self.views.scale_E
-        return [scaled_XE @ weights_JE.T for _, weights_JE in parts]
+        pieces = (piece for patch in self._patches() for piece in patch.pieces())
+        return [scaled_XE @ weights_JE.T for weights_JE, _ in pieces]
+
+    def _patches(self) -> Iterator[Patch]:
+        """The patches, with rows of their own where they do not begin at the matrix's columns."""
+        for patch in self.views.patches:
+            aligned = patch.stride % self.weight.shape[1] == 0
+            yield from [patch] if aligned else patch.rows()
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:

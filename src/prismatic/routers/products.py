@@ -8,7 +8,7 @@ Shapes: R routings, X leading dimensions of the input, O output and I input feat
 patch, each of them some rows of the matrix, K in all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -36,10 +36,11 @@ class SharedProduct(torch.autograd.Function):
         ctx.views, ctx.num_routings, ctx.has_bias = views, len(all_c[0]), bias is not None
         ctx.save_for_backward(x, weight, *all_c)
         merging = Merging(views, weight, all_c)
-        if ctx.num_routings == 1:
-            ctx.merging = merging
-            return F.linear(x, merging.at(0).merged.to(x.dtype), bias)
         ctx.merging = None
+        if ctx.num_routings == 1:
+            y = F.linear(x, merging.at(0).merged.to(x.dtype), bias)
+            ctx.merging = merging.kept()
+            return y
         y = x.new_empty(*x.shape[:-1], len(weight))
         for routing, (x_r, y_r) in enumerate(slices(ctx.num_routings, x, y)):
             merged = merging.at(routing).merged.to(x.dtype)
@@ -56,7 +57,7 @@ class SharedProduct(torch.autograd.Function):
         for routing, (x_r, grad_r, grad_x_r) in enumerate(per_routing):
             merged = (merging if ctx.merging else merging.at(routing)).merged.to(x.dtype)
             torch.mm(grad_r, merged, out=grad_x_r)
-            merging.collect(grad_r.T @ x_r)
+            merging.collect(routing, grad_r.T @ x_r)
         grad_weight, *grad_c = merging.gradients()
         return None, grad_x, grad_weight, sum_of(grad) if ctx.has_bias else None, *grad_c
 
@@ -80,37 +81,42 @@ class Part(NamedTuple):
 class TokenProduct(torch.autograd.Function):
     """`x @ merged.T + bias`, one routing per position.
 
-    `all_c` say what every part counts for at each position, (X, J) each.
+    `all_c` say what every one of `parts()` counts for at each position, (X, J) each. A `lean`
+    product keeps neither parts nor what they give, and its backward computes them again.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        parts: list[Part],
+        parts: Callable[[], Iterable[Part]],
+        lean: bool,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         *all_c: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.parts, ctx.has_bias = parts, bias is not None
         y = F.linear(x, weight, bias)
-        kept = []
-        for part, c_XJ in zip(parts, all_c, strict=True):
+        made, kept = [], []
+        for part, c_XJ in zip(parts(), all_c, strict=True):
             z_XK = x @ part.delta(weight).T
             add_to(y, part.runs, -1, scaled(z_XK, c_XJ))
-            kept.append(z_XK if worth_keeping(part, weight) else None)
-        ctx.save_for_backward(x, weight, *kept, *all_c)
+            if not lean:
+                made.append(part)
+                kept.append(z_XK)
+        ctx.parts, ctx.has_bias = parts if lean else lambda: made, bias is not None
+        ctx.save_for_backward(x, weight, *all_c, *kept)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, weight, *rest = ctx.saved_tensors
-        kept, all_c = rest[: len(ctx.parts)], rest[len(ctx.parts) :]
+        num_parts = len(ctx.needs_input_grad) - 5
+        all_c, kept = rest[:num_parts], rest[num_parts:] or [None] * num_parts
         flat_x, flat_grad = x.flatten(0, -2), grad.flatten(0, -2)
         grad_x, grad_weight = flat_grad @ weight, flat_grad.T @ flat_x
         grad_c = []
-        for part, z_XK, c_XJ in zip(ctx.parts, kept, all_c, strict=True):
+        for part, z_XK, c_XJ in zip(ctx.parts(), kept, all_c, strict=True):
             delta_KI, grad_XK = part.delta(weight), gather(grad, part.runs, -1)
             z_XK = x @ delta_KI.T if z_XK is None else z_XK
             per_row = (grad_XK * z_XK).unflatten(-1, (c_XJ.shape[-1], -1))
@@ -119,7 +125,7 @@ class TokenProduct(torch.autograd.Function):
             grad_x.addmm_(grad_K, delta_KI)
             add_to(grad_weight, part.runs, 0, (grad_K.T @ flat_x).mul_(part.change_KI))
         grad_bias = sum_of(grad) if ctx.has_bias else None
-        return None, grad_x.view(x.shape), grad_weight, grad_bias, *grad_c
+        return None, None, grad_x.view(x.shape), grad_weight, grad_bias, *grad_c
 
 
 class UnitProduct(torch.autograd.Function):
@@ -157,12 +163,6 @@ class UnitProduct(torch.autograd.Function):
         per_change_XP = per_change.flatten(-len(ctx.shape))
         grad_gains = probs_XE.flatten(0, -2).T @ per_change_XP.flatten(0, -2)
         return None, None, grad, grad_x, per_change_XP @ gains_EP.T, grad_gains
-
-
-def worth_keeping(part: Part, weight: torch.Tensor) -> bool:
-    """Whether a part's products are kept for the backward: few cost no memory, all much time."""
-    num_rows = len(part.change_KI)
-    return num_rows == len(weight) or 2 * num_rows <= len(weight)
 
 
 def sum_of(grad: torch.Tensor) -> torch.Tensor:
