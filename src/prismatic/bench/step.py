@@ -10,6 +10,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import truediv
 from typing import Any
 
 import torch
@@ -22,7 +24,10 @@ from prismatic.models.parts import GeluMLP, RotaryPositions
 from prismatic.perturb import Focal, Perturbation, change
 from prismatic.routers import PrismaticRouter, SmearRouter
 
+from .breakdown import PLAIN, ROUTED, copy_rate, least, seconds_by, spent
+
 MIB = 2**20
+WARM_UP = 3  # rounds
 PATTERNS = {
     "default": Focal(),
     "none": Focal("none"),
@@ -63,11 +68,15 @@ class Sizes:
         return x_BTD, RotaryPositions(self.seq_len, self.dim, self.num_heads).to(self.device)
 
     @property
+    def linear(self) -> int:
+        """Multiply-adds of the linear maps of one forward."""
+        return self.batch * self.seq_len * (4 * self.dim**2 + 2 * self.dim * self.hidden)
+
+    @property
     def flops(self) -> int:
         """Multiplications and additions of the matrix products of one forward and backward."""
-        tokens = self.batch * self.seq_len
-        linear = 4 * self.dim**2 + 2 * self.dim * self.hidden
-        return 6 * tokens * (linear + self.seq_len * self.dim)  # causal attention: half of two
+        attention = self.batch * self.seq_len**2 * self.dim  # causal: half of two products
+        return 6 * (self.linear + attention)
 
 
 class NaiveRouter(PrismaticRouter):
@@ -167,7 +176,7 @@ def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> 
     """Time the cases in interleaved rounds; the first of `names` must be `plain`.
 
     Returns the machine's figures and, per case, the median ratio to plain, the quartiles, the
-    seconds and the peak bytes of a step.
+    seconds and the peak bytes of a step; of routed cases on the CPU also where the time goes.
     """
     assert names[0] == "plain"
     torch.manual_seed(seed)
@@ -178,43 +187,71 @@ def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> 
     }
     inputs = sizes.inputs()
     times: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(rounds + 1):
+    for round_ in range(WARM_UP + rounds):
         for name, module in modules.items():
             nudge(module, round_)
             times[name].append(seconds(lambda m=module: step(m, inputs), sizes.device))  # type: ignore
-    rate = matrix_rate(sizes.device, sizes.dtype)
     rows: list[dict[str, Any]] = []
     for name, module in modules.items():
-        # The first round warms up.
-        pairs = zip(times[name][1:], times["plain"][1:], strict=True)
-        ratios = [mine / plain for mine, plain in pairs]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        mine, plain = times[name][WARM_UP:], times["plain"][WARM_UP:]
+        low, middle, high = statistics.quantiles(map(truediv, mine, plain), n=4)
         rows.append({
             "case": name, "ratio": middle, "low": low, "high": high,
-            "seconds": statistics.median(times[name][1:]),
-            "bytes": peak_bytes(module, inputs, sizes.device),
+            "seconds": statistics.median(mine), "bytes": peak_bytes(module, inputs, sizes.device),
         })  # fmt: skip
     for row in rows:
         row["memory"] = row["bytes"] / rows[0]["bytes"]
-    return {
+    machine = {
         "device": torch.cuda.get_device_name() if sizes.device.startswith("cuda") else "cpu",
-        "threads": torch.get_num_threads(), "rounds": rounds, "sizes": vars(sizes),
-        "matrix_rate": rate, "plain_share": sizes.flops / rows[0]["seconds"] / rate, "cases": rows,
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "matrix_rate": matrix_rate(sizes.device, sizes.dtype),
+        "copy_rate": copy_rate(partial(seconds, device=sizes.device)),
+    }
+    plain_share = sizes.flops / rows[0]["seconds"] / machine["matrix_rate"]
+    result = {"rounds": rounds, "sizes": vars(sizes), "plain_share": plain_share, "cases": rows}
+    if sizes.device == "cpu":
+        explain(rows, modules, inputs, sizes, machine["copy_rate"])
+    return machine | result
+
+
+def explain(
+    rows: list[dict[str, Any]], modules: dict[str, nn.Module],
+    inputs: tuple[torch.Tensor, nn.Module], sizes: Sizes, copied: float,
+) -> None:  # fmt: skip
+    """Add to each routed case what its extra time goes to, and the least ratio possible."""
+    clock = partial(seconds, device=sizes.device)
+    plain = rows[0]["seconds"]
+    products = seconds_by(PLAIN, lambda: step(modules["plain"], inputs))["products"]
+    rate = 3 * sizes.linear / products
+    for row in rows:
+        router = modules[row["case"]]
+        if not isinstance(router, PrismaticRouter) or isinstance(router, NaiveRouter):
+            continue
+        work = partial(step, router, inputs)
+        row["spent"] = spent(router, work, clock, inputs[0], products)
+        num_bytes, multiplied = least(router, inputs[0])
+        row["least"] = 1 + (num_bytes / copied + multiplied / rate) / plain
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for reading."""
+    """The result for reading; what the extra milliseconds go to, and the least ratio possible."""
+    kinds = [*ROUTED, "gate"]
     lines = [
         f"{result['device']}, {result['threads']} threads, {result['rounds']} rounds; matrices "
-        f"{result['matrix_rate'] / 1e9:.0f} GFLOP/s, plain reaches {result['plain_share']:.0%}",
-        f"{'case':26} {'ratio':>6}  {'quartiles':>13} {'ms':>8} {'MiB':>8} {'memory':>7}",
-    ]
+        f"{result['matrix_rate'] / 1e9:.0f} GFLOP/s, plain reaches {result['plain_share']:.0%}; "
+        f"copies {result['copy_rate'] / 1e9:.0f} GB/s",
+        f"{'case':26} {'ratio':>6}  {'quartiles':>13} {'ms':>7} {'MiB':>7} {'memory':>7} "
+        + " ".join(f"{kind:>9}" for kind in kinds) + f" {'least':>6}",
+    ]  # fmt: skip
     for row in result["cases"]:
         spread = f"{row['low']:.3f}-{row['high']:.3f}"
+        where = ""
+        if "spent" in row:
+            where = " ".join(f"{1000 * row['spent'][kind]:9.1f}" for kind in kinds)
+            where += f" {row['least']:6.3f}"
         lines.append(
-            f"{row['case']:26} {row['ratio']:6.3f}  {spread:>13} {1000 * row['seconds']:8.1f} "
-            f"{row['bytes'] / MIB:8.1f} {row['memory']:7.3f}"
+            f"{row['case']:26} {row['ratio']:6.3f}  {spread:>13} {1000 * row['seconds']:7.1f} "
+            f"{row['bytes'] / MIB:7.1f} {row['memory']:7.3f} {where}"
         )
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch.autograd.profiler import record_function
 from torch.nn.functional import hardshrink
 
 from .kernel import role
@@ -24,8 +25,8 @@ from .options import Perturbation
 CHUNK = 1 << 17
 # Smaller tensors are partitioned at once.
 SEARCHED = 1 << 14
-# A bracket's first half-width relative to its edge, and its half-width in moves of the edge.
-ROOM, MOVES = 2.0**-6, 8
+# A bracket's first and least half-width relative to its edge, and its half-width in moves of it.
+ROOM, LEAST_ROOM, MOVES = 2.0**-6, 2.0**-12, 8
 
 
 class Region(Protocol):
@@ -77,7 +78,8 @@ class Edge:
         """The edge, with room around it for more movement than there was lately."""
         if before is None:
             return replace(self, room=ROOM * self.value)
-        return replace(self, room=max(MOVES * abs(self.value - before.value), before.room / 2))
+        moved = MOVES * abs(self.value - before.value)
+        return replace(self, room=max(moved, before.room / 2, LEAST_ROOM * self.value))
 
 
 class Scan:
@@ -110,6 +112,7 @@ NOBODY = Edge(math.inf), Edge(0.0)
 
 
 @torch.compiler.disable
+@record_function("select")
 def select(
     weight: torch.Tensor,
     perturbation: Perturbation,

@@ -43,25 +43,25 @@ class LensMixture(ViewMixture):
     ) -> torch.Tensor:
         x = x.to(product_dtype(x))
         shared_RE = shared(probs_XE)
-        if shared_RE is not None and (len(shared_RE) == 1 or (self.by_slice and self._is_wide)):
+        if shared_RE is not None and (len(shared_RE) == 1 or (self.by_slice and self.is_wide)):
             all_c = self.views.all_coefficients(shared_RE)
             return SharedProduct.apply(self.views, x, self.weight, bias, *all_c)
         lean, weight = len(self.views.scale_E) > LEAN, self.weight.to(x.dtype)
         all_c = [c_XJ.to(x.dtype) for c_XJ in self._counts(probs_XE)]
-        return TokenProduct.apply(self._parts, lean, x, weight, bias, *all_c)
+        return TokenProduct.apply(self.parts, lean, x, weight, bias, *all_c)
 
     def matmul(self, x: torch.Tensor, probs_XE: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        for part, c_XJ in zip(self._parts(), self._counts(probs_XE), strict=True):
+        for part, c_XJ in zip(self.parts(), self._counts(probs_XE), strict=True):
             x_XK = scaled(gather(x, part.runs, -1), c_XJ.to(x.dtype)).to(y.dtype)
             y = y + x_XK @ part.delta(self.weight).to(y.dtype)
         return y
 
     @property
-    def _is_wide(self) -> bool:
+    def is_wide(self) -> bool:
         """Whether most weights are within some lens: then a merge costs less than a part more."""
         return 2 * sum(patch.numel for patch in self.views.patches) > self.weight.numel()
 
-    def _parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[Part]:
         """The parts of the change, one after the other."""
         num_columns = self.weight.shape[1]
         weight_P = self.weight.detach().flatten().to(self.views.scale_E.dtype)
