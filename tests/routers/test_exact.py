@@ -61,7 +61,7 @@ def reference(router: PrismaticRouter, x_BTD: torch.Tensor) -> torch.Tensor:
         return functional_call(router.expert, merged, (x_D,))
 
     rows = zip(probs_BTE.flatten(0, 1), x_BTD.flatten(0, 1), strict=True)
-    return torch.stack([at(*row) for row in rows]).view_as(x_BTD)
+    return torch.stack([at(*row) for row in rows]).unflatten(0, x_BTD.shape[:2])
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, rtol: float) -> None:
@@ -185,10 +185,32 @@ def test_autocast(level: str) -> None:
         close(routed(x).float(), reference(routed, x).float(), 2e-2)
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("level", POOLS)
 @pytest.mark.filterwarnings("ignore")
-def test_compiled(level: str) -> None:
+def test_compiled(level: str, backend: str) -> None:
     routed = router(level, 4, FOCALS["radial_helical"])
-    x = torch.randn(2, 5, DIM)
-    compiled = torch.compile(routed, backend="eager")
-    close(compiled(x), reference(routed, x), 2e-6)
+    x, x_2 = (torch.randn(2, 5, DIM).requires_grad_() for _ in range(2))
+    x_2 = x.detach().clone().requires_grad_()
+    ours, theirs = torch.compile(routed, backend=backend)(x), reference(routed, x_2)
+    close(ours, theirs, 2e-6)
+    wanted = list(routed.expert.parameters())
+    seen = torch.randn_like(ours)
+    close(gradients_of(ours, seen, [x, *wanted]), gradients_of(theirs, seen, [x_2, *wanted]), 2e-6)
+
+
+LARGE = [("batch", "none"), ("sequence", "radial_helical"), ("token", "literal")]
+
+
+@pytest.mark.parametrize(("level", "focal"), LARGE)
+def test_three_million_weights(level: str, focal: str) -> None:
+    torch.manual_seed(0)
+    expert = nn.Sequential(nn.Linear(DIM, 1200), nn.Linear(1200, 2500, bias=False))
+    pool = POOLS[level]
+    routed = PrismaticRouter(expert, DIM, 4, None, FOCALS[focal], level, pool, name="b")
+    x = torch.randn(2, 1, DIM)
+    with torch.no_grad():
+        routed(x)
+        expert[1].weight.add_(1e-5 * torch.randn_like(expert[1].weight))
+        # This selection is found by the edges of the last.
+        close(routed(x), reference(copy.deepcopy(routed).double(), x.double()), 2e-6)

@@ -130,7 +130,7 @@ def select(
         weight_P = weight_P.float()
     if weight_P.device.type != "cpu":
         return on_device(weight, weight_P.abs(), perturbation)
-    values_P, counts = weight_P.numpy(), perturbation.counts(len(weight_P))
+    values_P, counts = readable(weight_P), perturbation.counts(len(weight_P))
     hint = hints.get(name) if hints else None
     edges = (hint and searched(values_P, counts, hint)) or parted(np.abs(values_P), counts)
     if edges is None:
@@ -142,6 +142,11 @@ def select(
         return Roles(torch.from_numpy(roles_of(values_P, edges)))
     least = np.asarray(edges[0].value, values_P.dtype)
     return Thresholds(float(np.nextafter(least, np.zeros_like(least))), edges[1].value)
+
+
+def readable(x_P: torch.Tensor) -> np.ndarray:
+    """A tensor's memory, to read; `Tensor.numpy` would keep FSDP from freeing it ever after."""
+    return np.from_dlpack(x_P)
 
 
 def edge(magnitude_K: np.ndarray, rank: int, is_top: bool) -> Edge:
