@@ -19,6 +19,9 @@ from .geometry import turns
 from .kernel import modulation
 from .options import Focal
 
+# So many windows at most are one patch: what is derived from a patch stays small.
+WINDOWS = 8
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -115,7 +118,7 @@ class Windows(Patch):
         return [(self.weights_JGE[:, 0], self.basis)]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 @torch.compiler.disable
 def patches_of(
     shape: torch.Size,
@@ -179,7 +182,10 @@ def windows(numel: int, num_views: int, focal: Focal, width: float) -> list[Patc
     radius = min(math.ceil(width) if width < numel else numel, numel)
     centres = [numel * view // num_views for view in range(1, num_views)]
     spans = [(max(0, c - radius), min(numel, c + radius + 1)) for c in centres]
-    groups = [range(1, num_views)] if numel % num_views == 0 else [[v] for v in range(1, num_views)]
+    together = WINDOWS if numel % num_views == 0 else 1
+    groups = [
+        range(first, min(first + together, num_views)) for first in range(1, num_views, together)
+    ]
     patches: list[Patch] = []
     for views in groups:
         start, stop = spans[views[0] - 1]

@@ -6,7 +6,7 @@ change is selection times pattern over a few rectangles. Everything else is a li
 Shapes: P positions of the tensor, J rows, L columns and G rank of a patch, E views, R routings.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -66,15 +66,16 @@ class Merging:
         self.weight_P = weight.flatten().to(views.scale_E.dtype)
         self._whole = sum(patch.numel for patch in views.patches) == weight.numel()
         self._merged_P = torch.empty_like(self.weight_P) if self._whole else self.weight_P.clone()
-        self._moved: list[torch.Tensor] = []
-        self._factors: list[torch.Tensor] = []
-        self._factored: list[torch.Tensor] = []
+        self._moved: dict[int, torch.Tensor] = {}
+        self._factors: dict[int, torch.Tensor] = {}
+        self._factored: dict[int, torch.Tensor] = {}
         self._grad_P: torch.Tensor | None = None
         self._grads_c: list[list[torch.Tensor]] = []
 
     def at(self, routing: int) -> "Merging":
         """Merge anew: `merged` then holds what this routing gives."""
-        for patch, moved_JL, factor_JL in self._prepared(routing, anew=True):
+        self._factors = {}
+        for patch, moved_JL, factor_JL in self._prepared(routing):
             weight_JL, out = patch.of(self.weight_P), patch.of(self._merged_P)
             torch.addcmul(weight_JL, moved_JL, factor_JL, out=out)
         return self
@@ -85,46 +86,50 @@ class Merging:
         return self._merged_P.view(self.weight.shape)
 
     def kept(self) -> "Merging":
-        """This with `merged`, and without what is as large and soon derived again."""
-        self._factors = []
-        self._moved = self._moved if self._whole else []
+        """This with `merged`, and without factors, which are as large and soon derived again."""
+        self._factors = {}
         return self
 
     def collect(self, routing: int, grad: torch.Tensor) -> None:
         """Take over the gradient at `merged`: for each routing once, in their order."""
         grad_P = grad.to(self.weight_P.dtype).flatten()
-        prepared = self._prepared(routing)
-        if self._grad_P is None:
-            self._grad_P = grad_P
-            self._factored = [factor_JL * patch.of(grad_P) for patch, _, factor_JL in prepared]
-        else:
-            self._grad_P.add_(grad_P)
-            for factored_JL, (patch, _, factor_JL) in zip(self._factored, prepared, strict=True):
-                factored_JL.addcmul_(patch.of(grad_P), factor_JL)
-        self._grads_c.append(
-            [patch.project(patch.of(grad_P) * moved_JL) for patch, moved_JL, _ in prepared]
-        )
-
-    def _prepared(
-        self, routing: int, anew: bool = False
-    ) -> list[tuple[Patch, torch.Tensor, torch.Tensor]]:
-        """Every patch with what it moves, and its factors under a routing."""
-        patches = self.views.patches
-        if not self._moved:
-            self._moved = [self.views.selection.moved(self.weight_P, p) for p in patches]
-        if anew or not self._factors:
-            pairs = zip(patches, self.all_c, strict=True)
-            self._factors = [patch.factor(c_RJG[routing]) for patch, c_RJG in pairs]
-        return list(zip(patches, self._moved, self._factors, strict=True))
+        grads_c = []
+        for at, (patch, moved_JL, factor_JL) in enumerate(self._prepared(routing)):
+            grad_JL = patch.of(grad_P)
+            grads_c.append(patch.project(grad_JL * moved_JL))
+            if not self._whole:
+                grad_JL += self._signed(factor_JL * grad_JL, patch)
+            elif at in self._factored:
+                self._factored[at].addcmul_(grad_JL, factor_JL)
+            else:
+                self._factored[at] = factor_JL * grad_JL
+        self._grads_c.append(grads_c)
+        self._grad_P = grad_P if self._grad_P is None else self._grad_P.add_(grad_P)
 
     def gradients(self) -> list[torch.Tensor]:
         """The gradients at the tensor and at all coefficients, of what was collected."""
         assert self._grad_P is not None
-        for patch, factored_JL in zip(self.views.patches, self._factored, strict=True):
-            change_JL = self.views.selection.signed(factored_JL, self.weight_P, patch)
-            patch.of(self._grad_P).add_(change_JL)
+        for at, factored_JL in self._factored.items():
+            patch = self.views.patches[at]
+            patch.of(self._grad_P).add_(self._signed(factored_JL, patch))
         grad = self._grad_P.to(self.weight.dtype).view(self.weight.shape)
         return [grad, *map(torch.stack, zip(*self._grads_c, strict=True))]
+
+    def _prepared(self, routing: int) -> Iterator[tuple[Patch, torch.Tensor, torch.Tensor]]:
+        """Every patch, what it moves and its factors; kept for the next use where that pays."""
+        pays = self._whole or len(self.all_c[0]) > 1
+        for at, (patch, c_RJG) in enumerate(zip(self.views.patches, self.all_c, strict=True)):
+            moved_JL, factor_JL = self._moved.get(at), self._factors.get(at)
+            if moved_JL is None:
+                moved_JL = self.views.selection.moved(self.weight_P, patch)
+            if factor_JL is None:
+                factor_JL = patch.factor(c_RJG[routing])
+            if pays:
+                self._moved[at], self._factors[at] = moved_JL, factor_JL
+            yield patch, moved_JL, factor_JL
+
+    def _signed(self, x_JL: torch.Tensor, patch: Patch) -> torch.Tensor:
+        return self.views.selection.signed(x_JL, self.weight_P, patch)
 
 
 class _Merge(torch.autograd.Function):
