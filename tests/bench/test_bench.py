@@ -23,6 +23,9 @@ def test_a_bench_prints_a_table_and_keeps_its_figures(overrides, tmp_path, capsy
     cases = json.loads(path.read_text())["cases"]
     assert cases[0]["ratio"] == 1  # the plain case against itself
     assert all(case["ratio"] > 0 and case["low"] <= case["ratio"] <= case["high"] for case in cases)
+    explained = [case for case in cases if "spent" in case]
+    assert len(explained) == (len(cases) - 2 - 1 if "bench=step" in overrides else 0)
+    assert all(case["least"] >= 1 and case["spent"]["selection"] > 0 for case in explained)
     printed = capsys.readouterr().out
     assert all(case["case"] in printed for case in cases)
 

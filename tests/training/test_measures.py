@@ -6,7 +6,7 @@ import torch
 from prismatic.experiment import build_model
 from prismatic.perturb import change
 from prismatic.routers import Routing
-from prismatic.training import RoutingMeasure, disagreement, routing_measures, view_measures
+from prismatic.training import RoutingMeasure, routing_measures, view_measures
 
 from ..tiny import tiny
 
@@ -128,28 +128,3 @@ def test_view_measures_against_the_plain_definition(overrides):
 @pytest.mark.parametrize("router", [["router=dense"], ["router=smear"], ["router.num_experts=1"]])
 def test_models_without_views_of_one_base_have_no_view_measures(router):
     assert view_measures(model(*router)) == {}
-
-
-def test_disagreement_is_the_divergence_in_bits():
-    prismatic = model("router.num_experts=3", "focal=none", "perturbation=noise")
-    tokens_BT = torch.randint(16, (2, 8))
-    predictions = []
-    for view in range(3):
-        with prismatic.forced(view), torch.no_grad():
-            predictions.append(prismatic(tokens_BT).double().softmax(-1).numpy())
-    total = 0.0
-    for p, q in [(0, 1), (0, 2), (1, 2)]:
-        p, q = predictions[p], predictions[q]
-        middle = (p + q) / 2
-        kl = [(x * (torch.tensor(x / middle).log2().numpy())).sum(-1) for x in (p, q)]
-        total += ((kl[0] + kl[1]) / 2).mean()
-    found = disagreement(prismatic, tokens_BT)["views/disagreement"]
-    assert found == pytest.approx(total / 3, rel=1e-9)
-    assert found > 0
-
-
-def test_views_that_are_equal_agree():
-    same = model("perturbation.scale=0")
-    found = disagreement(same, torch.randint(16, (2, 8)))["views/disagreement"]
-    assert found == pytest.approx(0, abs=1e-12)
-    assert disagreement(model("router=dense"), torch.randint(16, (2, 8))) == {}

@@ -23,6 +23,7 @@ from prismatic.models import Attention, Block, Residual
 from prismatic.models.parts import GeluMLP, RotaryPositions
 from prismatic.perturb import Focal, Perturbation, change
 from prismatic.routers import PrismaticRouter, SmearRouter
+from prismatic.routers.lenses import LensMixture
 
 from .breakdown import PLAIN, ROUTED, copy_rate, least, seconds_by, spent
 
@@ -214,6 +215,14 @@ def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> 
     return machine | result
 
 
+def explicable(router: nn.Module) -> bool:
+    """Whether the breakdown knows a case's operations: those of views that are lenses."""
+    if not isinstance(router, PrismaticRouter) or isinstance(router, NaiveRouter):
+        return False
+    named = router.expert.named_parameters()
+    return all(isinstance(router.mixture(*pair), LensMixture) for pair in named)
+
+
 def explain(
     rows: list[dict[str, Any]], modules: dict[str, nn.Module],
     inputs: tuple[torch.Tensor, nn.Module], sizes: Sizes, copied: float,
@@ -225,7 +234,7 @@ def explain(
     rate = 3 * sizes.linear / products
     for row in rows:
         router = modules[row["case"]]
-        if not isinstance(router, PrismaticRouter) or isinstance(router, NaiveRouter):
+        if not explicable(router):
             continue
         work = partial(step, router, inputs)
         row["spent"] = spent(router, work, clock, inputs[0], products)

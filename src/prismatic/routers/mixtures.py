@@ -132,7 +132,9 @@ class ExpertMixture:
         return self.elementwise(self._less_base(probs_XE))
 
     def differences(self) -> torch.Tensor:
-        return torch.stack([(weight - self.weights[0]).flatten() for weight in self.weights])
+        first, *others = self.weights
+        added = [torch.zeros_like(first), *(weight - first for weight in others)]
+        return torch.stack(added).flatten(1)
 
     def linear(
         self, x: torch.Tensor, probs_XE: torch.Tensor, bias: torch.Tensor | None

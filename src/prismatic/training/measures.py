@@ -108,21 +108,3 @@ def view_measures(model: Transformer, weight_E: torch.Tensor | None = None) -> d
         "views/share_moved": float(moved_E.max()) / size,
         "routing/merged_relative_norm": relative[num_views],
     }
-
-
-@torch.no_grad()
-def disagreement(model: Transformer, tokens_BT: torch.Tensor) -> dict[str, float]:
-    """Mean pairwise Jensen-Shannon divergence, in bits, of the views' predictions, each alone."""
-    num_views = model.routers[0].num_experts
-    if num_views == 1:
-        return {}
-    outputs = []
-    for view in range(num_views):
-        with model.forced(view):
-            outputs.append(model(tokens_BT).double().softmax(-1))
-    pairs = [
-        entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
-        for i, p in enumerate(outputs)
-        for q in outputs[:i]
-    ]
-    return {"views/disagreement": float(torch.stack(pairs).mean()) / math.log(2)}

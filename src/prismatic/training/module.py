@@ -17,10 +17,12 @@ from prismatic.models import Transformer
 from prismatic.perturb import require
 
 from .losses import cross_entropy
-from .measures import RoutingMeasure, disagreement, view_measures
+from .measures import RoutingMeasure, view_measures
+from .objectives import steadiness, views_apart
 from .optim import Optimization, clip_apart
 
-PROBE_ROWS = 8  # held-out sequences on which the views are compared
+TINY = 1e-300  # stands for a gradient of 0 in its logarithm
+PROBE_ROWS = 16  # held-out sequences on which the views are compared
 
 
 class DivergedError(FloatingPointError):
@@ -83,7 +85,9 @@ class Learner(pl.LightningModule):
         refuse_leaks(model, task)
         self.model, self.task, self.optim, self.criterion = model, task, optim, criterion
         self.live: dict[str, float] = {}
-        self.probe_BT = task.held_out("val").tokens_BT[:PROBE_ROWS]
+        held_out = task.held_out("val")
+        self.probe = [part[:PROBE_ROWS] for part in (held_out.tokens_BT, held_out.targets_BT)]
+        self.log_norms: list[float] = []  # of the gradient, at every step after warm-up
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         logits = self.model(batch.tokens_BT)
@@ -131,6 +135,14 @@ class Learner(pl.LightningModule):
         require(limit > 0, "trainer.gradient_clip_val", limit, "give null or a number > 0")
         norm = clip_apart(self.model, limit)
         self.log("edge/grad_norm", norm)
+        if self.global_step >= self.optim.warmup_steps:
+            self.log_norms.append(math.log(max(norm, TINY)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["log_norms"] = list(self.log_norms)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.log_norms = list(checkpoint["log_norms"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optim.optimizer(self.model)
@@ -153,7 +165,9 @@ class Learner(pl.LightningModule):
             recorded |= {f"loss/val/{name}": loss for name, loss in by_domain.items()}
         weight_E = self.held_out.routing.total_LE.mean(0) / self.held_out.routing.count
         recorded |= view_measures(self.model, weight_E)
-        recorded |= disagreement(self.model, self.probe_BT.to(self.device))
+        recorded |= views_apart(self.model, *(part.to(self.device) for part in self.probe))
+        unigram = self.task.baselines.get("unigram", math.log(self.task.vocab_size))
+        recorded |= steadiness(self.log_norms, sound=nats < unigram)
         self.log_dict(recorded)
 
     def on_test_epoch_start(self) -> None:
