@@ -4,7 +4,7 @@ The least counts each product more that is needed at the rate of the plain block
 each byte that must move at the machine's copying rate, once: no kernel, however clever, does less.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -23,7 +23,7 @@ ROUTED = {
 
 
 def seconds_by(
-    kinds: dict[str, tuple[str, ...]], step: Callable[[], object], num_steps: int = 6
+    kinds: Mapping[str, Sequence[str]], step: Callable[[], object], num_steps: int = 6
 ) -> dict[str, float]:
     """The least time of a step in operations of each kind, with all that they call."""
     found = []
@@ -78,7 +78,9 @@ def least(router: PrismaticRouter, x_BTD: torch.Tensor) -> tuple[int, int]:
     return BYTES * moved, multiplied
 
 
-def copy_rate(seconds: Callable[[Callable[[], object]], float], num_bytes: int = 1 << 26) -> float:
+def copy_rate(
+    seconds: Callable[[Callable[[], object]], float], device: str, num_bytes: int = 1 << 26
+) -> float:
     """Bytes read or written per second, in the best of several large copies."""
-    x, y = torch.zeros(2, num_bytes, dtype=torch.uint8)
+    x, y = torch.zeros(2, num_bytes, dtype=torch.uint8, device=device)
     return 2 * num_bytes / min(seconds(lambda: y.copy_(x)) for _ in range(8))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import truediv
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -182,7 +182,7 @@ def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> 
     assert names[0] == "plain"
     torch.manual_seed(seed)
     block = sizes.block()
-    modules = {
+    modules: dict[str, nn.Module] = {
         name: build(name, copy.deepcopy(block), sizes.dim).to(block.mlp.norm.weight)  # type: ignore
         for name in names
     }
@@ -202,11 +202,11 @@ def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> 
         })  # fmt: skip
     for row in rows:
         row["memory"] = row["bytes"] / rows[0]["bytes"]
-    machine = {
+    machine: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if sizes.device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads(),
         "matrix_rate": matrix_rate(sizes.device, sizes.dtype),
-        "copy_rate": copy_rate(partial(seconds, device=sizes.device)),
+        "copy_rate": copy_rate(partial(seconds, device=sizes.device), sizes.device),
     }
     plain_share = sizes.flops / rows[0]["seconds"] / machine["matrix_rate"]
     result = {"rounds": rounds, "sizes": vars(sizes), "plain_share": plain_share, "cases": rows}
@@ -215,7 +215,7 @@ def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> 
     return machine | result
 
 
-def explicable(router: nn.Module) -> bool:
+def explicable(router: nn.Module) -> TypeGuard[PrismaticRouter]:
     """Whether the breakdown knows a case's operations: those of views that are lenses."""
     if not isinstance(router, PrismaticRouter) or isinstance(router, NaiveRouter):
         return False
