@@ -11,8 +11,10 @@ from .objectives import steadiness, views_apart
 from .optim import Optimization
 
 # Lightning 2.6 takes batches by index for shuffled ones where it shall repeat them, and calls
-# torch's own deprecated check at every fit; nothing a user can do.
+# torch's own deprecated check at every fit; nothing a user can do. What is logged on several ranks
+# was summed over them before.
 warnings.filterwarnings("ignore", "You requested to overfit but enabled train", UserWarning)
+warnings.filterwarnings("ignore", "It is recommended to use `self.log", UserWarning)
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
 __all__ = [

@@ -97,8 +97,8 @@ class Learner(pl.LightningModule):
             nats = cross_entropy(logits.detach(), batch.targets_BT)
         loss = criterion + self.model.penalty()
         self.stop_if_diverged(loss.detach())
-        self.log("loss/criterion", loss.detach())
-        self.log("loss/train", nats)
+        self.log("loss/criterion", loss.detach(), sync_dist=True)
+        self.log("loss/train", nats, sync_dist=True)
         self.log("optim/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.show(float(nats))
         return loss
