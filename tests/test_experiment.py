@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
 import prismatic
 from prismatic import experiment
-from prismatic.experiment import choice_tags, run
+from prismatic.experiment import run
+from prismatic.tags import choice_tags
+from prismatic.training import DivergedError
 
 from .tiny import text_data, tiny
 
@@ -25,9 +28,50 @@ def run_dir(tmp_path):
 def test_the_objective_is_returned(tmp_path):
     one = run(tiny(), tmp_path / "one")
     several = run(tiny("objective=[loss/val,views/relative_norm]"), tmp_path / "two")
-    assert isinstance(one, float) and isinstance(several, list)
-    assert several[0] == one == pytest.approx(math.log(16), abs=0.1)
-    assert several[1] > 0
+    assert list(several) == ["loss/val", "views/relative_norm"]
+    assert several["loss/val"] == one == pytest.approx(math.log(16), abs=0.1)
+    assert several["views/relative_norm"] > 0
+
+
+SEEDS = ["objective=[loss/val,objective/diversity,objective/stability]", "optim.warmup_steps=1"]
+
+
+def test_seeds_are_runs_of_their_own_and_their_mean_is_returned(tmp_path):
+    alone = [run(tiny(*SEEDS, f"seed={seed}"), tmp_path / f"alone_{seed}") for seed in (3, 5)]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    logged = ["logger=mlflow", f"logger.tracking_uri={uri}", "seeds=[3,5]"]
+    together = run(tiny(*SEEDS, *logged), tmp_path / "both")
+    for name in ("loss/val", "objective/diversity"):
+        assert together[name] == pytest.approx(sum(one[name] for one in alone) / 2)
+    [recorded] = MlflowClient(uri).search_runs(["1"])
+    assert recorded.info.status == "FINISHED"
+    metrics, params = recorded.data.metrics, recorded.data.params
+    for seed, one in zip((3, 5), alone, strict=True):
+        assert metrics[f"seed_{seed}/loss/val"] == pytest.approx(one["loss/val"])
+        assert (tmp_path / "both" / f"seed_{seed}" / "config.yaml").exists()
+    assert metrics["objective/stability"] == pytest.approx(together["objective/stability"])
+    assert params["seeds"] == "[3, 5]"
+    assert not any(name.startswith("changed.") for name in recorded.data.tags)
+
+
+def test_a_seed_that_diverges_counts_as_unstable_and_all_of_them_as_divergence(
+    tmp_path, monkeypatch
+):
+    train = experiment.train
+
+    def diverging(config, *args):
+        if config.seed in broken:
+            raise DivergedError("the loss is nan")
+        return train(config, *args)
+
+    monkeypatch.setattr(experiment, "train", diverging)
+    broken = {5}
+    found = run(tiny(*SEEDS, "seeds=[3,5]"), tmp_path)
+    alone = run(tiny(*SEEDS, "seed=3"), tmp_path / "alone")
+    assert found["objective/stability"] == pytest.approx(alone["objective/stability"] / 2)
+    broken = {3, 5}
+    with pytest.raises(DivergedError):
+        run(tiny(*SEEDS, "seeds=[3,5]"), tmp_path)
 
 
 def test_an_unknown_objective_stops_at_the_first_validation(tmp_path):
@@ -133,7 +177,7 @@ def test_choice_tags_record_resolved_values():
 
 
 def test_a_weak_perturbation_is_told_with_its_remedy(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger=experiment.__name__)
+    caplog.set_level(logging.INFO, logger="prismatic")
     run(tiny("experiment=willow", "perturbation.scale=0.01"), tmp_path / "weak")
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1 and "focal.units=fraction focal.length=0.1" in warned[0]

@@ -2,25 +2,22 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from prismatic.data import Task
 from prismatic.files import write_text
 from prismatic.models import Transformer
 from prismatic.paths import ROOT
-from prismatic.perturb import Focal, Perturbation, one_of, require
+from prismatic.perturb import one_of, require
 from prismatic.provenance import provenance
 from prismatic.runs import (
     CHECKPOINTS,
@@ -30,16 +27,23 @@ from prismatic.runs import (
     read_run,
     require_resumable,
 )
+from prismatic.summary import report_strength, summarise
+from prismatic.tags import choice_tags, run_name
 from prismatic.tracking import MLflowLogger
-from prismatic.training import Learner, Objectives, Optimization, TaskData, view_measures
+from prismatic.training import (
+    DivergedError,
+    Learner,
+    Objectives,
+    Optimization,
+    TaskData,
+    over_seeds,
+)
 
 GROUPS = (
     "data", "model", "router", "perturbation", "focal", "loss", "optim", "trainer", "callbacks",
     "logger",
 )  # fmt: skip
-VALUES = ("seed", "ckpt_path", "objective", "tags")
-NO_EXPERIMENT = "-"  # "none" is an experiment
-WEAK = 0.02  # a perturbation below this relative norm is next to none
+VALUES = ("seed", "seeds", "ckpt_path", "objective", "tags")
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +64,14 @@ def check(config: DictConfig) -> None:
     """Refuse what would fail late, and root keys that nothing reads (misspelt, added with `+`)."""
     for key in config:
         one_of("root key", str(key), (*GROUPS, *VALUES))
-    seed, objective = config.seed, config.objective
-    whole = isinstance(seed, int) and 0 <= seed < 2**32
-    require(whole, "seed", seed, "give a whole number from 0 to 2**32 - 1")
+    objective, seeds = config.objective, [config.seed, *(config.seeds or ())]
+    for seed in seeds:
+        whole = isinstance(seed, int) and 0 <= seed < 2**32
+        require(whole, "seed", seed, "give a whole number from 0 to 2**32 - 1")
     wanted = "name a metric such as loss/val, or a list of metrics"
     require(bool(objective), "objective", objective, wanted)
+    for group in ("perturbation", "focal"):
+        instantiate(config[group])  # a value that no router reads must be a good one, too
 
 
 def pinned(config: DictConfig) -> DictConfig:
@@ -95,20 +102,18 @@ def build_model(config: DictConfig, vocab_size: int, seq_len: int) -> Transforme
     return instantiate(config.model, vocab_size=vocab_size, seq_len=seq_len, router=router)
 
 
-def build(config: DictConfig, run_dir: Path) -> Parts:
-    """Turn a composed configuration into objects; seeds the global random state."""
+def build(config: DictConfig, run_dir: Path, logger: MLflowLogger | None = None) -> Parts:
+    """Turn a composed configuration into objects, but for a `logger` that is there already.
+
+    Seeds the global random state.
+    """
     check(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     task: Task = instantiate(config.data)
     optim: Optimization = instantiate(config.optim)
     model = build_model(config, task.vocab_size, task.seq_len)
     learner = Learner(model, task, optim, instantiate(config.loss))
-    logged = config.logger and not config.trainer.fast_dev_run
-    tags = choice_tags(config)
-    if task.predicts == "next" and not all(router.causal for router in model.routers):
-        tags["leaky"] = "true"
-    name = config.logger.get("run_name") or run_name(tags)
-    logger = instantiate(config.logger, tags=tags, run_name=name) if logged else None
+    logger = logger or build_logger(config)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
     callbacks.append(Objectives(objectives(config)))
     trainer = instantiate(
@@ -124,52 +129,40 @@ def build(config: DictConfig, run_dir: Path) -> Parts:
     return Parts(task, model, learner, data, trainer, logger)
 
 
-def choice_tags(config: DictConfig) -> dict[str, str]:
-    """What a run is found by in MLflow: resolved values, and the names of whole choices."""
-    perturbation: Perturbation = instantiate(config.perturbation)
-    focal: Focal = instantiate(config.focal)
-    chosen: Mapping[str, Any] = {}
-    if HydraConfig.initialized():
-        chosen = HydraConfig.get().runtime.choices
-    tags = {
-        group: chosen.get(group) or str(config[group].get("_target_", group)).rsplit(".")[-1]
-        for group in ("router", "data")
-    }
-    tags["experiment"] = chosen.get("experiment") or NO_EXPERIMENT
-    views = {
-        "perturbation": perturbation.mode,
-        "focal": focal.pattern,
-        "strategy": perturbation.strategy,
-        "sparsity": perturbation.sparsity,
-    }
-    routed = "perturbation" in config.router
-    tags |= {name: str(value) if routed else "none" for name, value in views.items()}
-    return tags | {key: str(value) for key, value in config.tags.items()}
+def build_logger(config: DictConfig) -> MLflowLogger | None:
+    """The logger that a configuration describes; it writes nothing before its first use."""
+    if not config.logger or config.trainer.fast_dev_run:
+        return None
+    tags = choice_tags(config)
+    name = config.logger.get("run_name") or run_name(tags)
+    return instantiate(config.logger, tags=tags, run_name=name)
 
 
-def run_name(tags: Mapping[str, str]) -> str:
-    """What a run is called in MLflow: its experiment, or what it is made of."""
-    if tags["experiment"] != NO_EXPERIMENT:
-        return tags["experiment"]
-    made_of = [tags[name] for name in ("router", "perturbation", "focal")]
-    return " ".join(name for name in made_of if name != "none") or "none"
-
-
-def run(config: DictConfig, run_dir: str | Path) -> float | list[float]:
-    """Train what a configuration describes and return its objective, or objectives.
+def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
+    """Train what a configuration describes and return its objective, or objectives by name.
 
     Writes checkpoints, the resolved configuration and the data's manifest to `run_dir`, and the
-    same with metrics, code state and versions to the logger. Raises `ValueError` for a
-    configuration that cannot be, `DivergedError` for a loss that is not finite.
+    same with metrics, code state and versions to the logger. With `seeds`, trains them in turn in
+    folders and under metric names of their own, `seed_{k}/...`, and returns means. Raises
+    `ValueError` for a configuration that cannot be, `DivergedError` for a loss that is not finite.
     """
     run_dir, config = Path(run_dir), pinned(config)
-    parts = build(config, run_dir)
+    metrics = train(config, run_dir) if config.seeds is None else train_seeds(config, run_dir)
+    values = {name: metrics[name] for name in objectives(config)}
+    return metrics[config.objective] if isinstance(config.objective, str) else values
+
+
+def train(
+    config: DictConfig, run_dir: Path, logger: MLflowLogger | None = None
+) -> dict[str, float]:
+    """One training; its last metrics."""
+    parts = build(config, run_dir, logger)
     if config.ckpt_path is not None:
         limit = parts.trainer.max_steps
         require_resumable(Path(config.ckpt_path), parts.learner.state_dict(), limit)
     try:
         record(config, run_dir, parts)
-        report_strength(parts)
+        report_strength(parts.model, parts.logger)
         parts.trainer.fit(parts.learner, parts.data, ckpt_path=config.ckpt_path, weights_only=True)
         metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         for name in objectives(config):
@@ -178,9 +171,49 @@ def run(config: DictConfig, run_dir: str | Path) -> float | list[float]:
         if parts.logger is not None:
             parts.logger.finalize("failed")
         raise
-    summarise(parts, metrics, run_dir)
-    values = [metrics[name] for name in objectives(config)]
-    return values[0] if isinstance(config.objective, str) else values
+    summarise(parts.task, metrics, run_dir, parts.logger)
+    return metrics
+
+
+def train_seeds(config: DictConfig, run_dir: Path) -> dict[str, float]:
+    """A training per seed in one run of the logger, and the means over those that stayed finite.
+
+    Raises `DivergedError` where none did.
+    """
+    logger = build_logger(config)
+    if logger is not None:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    try:
+        metrics = over_seeds(list(each_seed(config, run_dir, logger)), len(config.seeds))
+    except BaseException:
+        if logger is not None:
+            logger.prefix = ""
+            logger.finalize("failed")
+        raise
+    if logger is not None:
+        logger.prefix = ""
+        logger.log_metrics(metrics, config.trainer.max_steps)
+        logger.finalize("success")
+    return metrics
+
+
+def each_seed(
+    config: DictConfig, run_dir: Path, logger: MLflowLogger | None
+) -> Iterator[dict[str, float]]:
+    """The last metrics of every seed that stays finite; `DivergedError` if none does."""
+    diverged = []
+    for seed in config.seeds:
+        alone = OmegaConf.merge(config, {"seed": seed, "seeds": None})
+        assert isinstance(alone, DictConfig)
+        if logger is not None:
+            logger.prefix = f"seed_{seed}/"
+        try:
+            yield train(alone, run_dir / f"seed_{seed}", logger)
+        except DivergedError as error:
+            diverged.append(error)
+            log.warning(f"seed {seed} diverged and counts as unstable: {error}")
+    if len(diverged) == len(config.seeds):
+        raise diverged[-1]
 
 
 def record(config: DictConfig, run_dir: Path, parts: Parts) -> None:
@@ -201,57 +234,21 @@ def record(config: DictConfig, run_dir: Path, parts: Parts) -> None:
     if parts.logger is None:
         return
     code = provenance(ROOT)
-    parts.logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    if not parts.logger.prefix:
+        parts.logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     parts.logger.log_artifact_text(CONFIG, resolved)
     parts.logger.log_artifact_json(MANIFEST, manifest)
     parts.logger.log_artifact_json(
         "provenance.json", {k: v for k, v in asdict(code).items() if k != "diff"}
     )
     parts.logger.log_artifact_text("dirty.diff", code.diff)
+    if task.predicts == "next" and not all(router.causal for router in parts.model.routers):
+        parts.logger.set_tags({"leaky": "true"})
     parts.logger.set_tags({"git_commit": code.commit, "dirty": bool(code.diff), "run_dir": run_dir})
     known = {f"baseline/{name}": value for name, value in task.baselines.items()}
     if task.bayes_loss is not None:
         known["loss/bayes"] = task.bayes_loss
     parts.logger.log_metrics(known, 0)
-
-
-@rank_zero_only
-def report_strength(parts: Parts) -> None:
-    """Say and record how strong the perturbation really is."""
-    measured = view_measures(parts.model)
-    if not measured:
-        return
-    norm, matrices = measured["views/relative_norm"], measured["views/relative_norm_matrices"]
-    log.info(
-        f"perturbation: the strongest view changes the wrapped weights by {norm:.2%} of their norm "
-        f"(the matrices alone by {matrices:.2%}) and moves {measured['views/share_moved']:.2%} of "
-        "them by more than 1 %"
-    )
-    if min(norm, matrices) < WEAK:
-        log.warning(
-            f"warning: under {WEAK:.0%} the views hardly differ from the base. A lens has an "
-            "absolute width of a few hundred weights, next to nothing of a large matrix. Make it "
-            "relative to each tensor with focal.units=fraction focal.length=0.1 "
-            "focal.wavelength=1; or use focal=none; or raise perturbation.scale"
-        )
-    if parts.logger is not None:
-        parts.logger.log_metrics(measured, 0)
-
-
-@rank_zero_only
-def summarise(parts: Parts, metrics: dict[str, float], run_dir: Path) -> None:
-    """Print the result beside what it is to be compared with, and where to look next."""
-    rows: dict[str, float] = {}
-    rows |= {name: metrics[name] for name in ("loss/val", "loss/bits_per_byte") if name in metrics}
-    rows |= {f"{name} (baseline)": value for name, value in parts.task.baselines.items()}
-    if parts.task.bayes_loss is not None:
-        rows["bayes (least possible)"] = parts.task.bayes_loss
-    width = max(map(len, rows), default=0) + 2
-    lines = [f"  {name:<{width}}{value:.4f}" for name, value in rows.items()]
-    log.info("\n".join(["", "result, in nats per token unless named otherwise", *lines]))
-    log.info(f"run folder:   {run_dir}\nlook closer:  python src/eval.py run={run_dir}")
-    if parts.logger is not None:
-        log.info(f"browse:       make ui, or {parts.logger.url()}")
 
 
 def objectives(config: DictConfig) -> list[str]:

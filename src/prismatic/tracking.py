@@ -34,7 +34,9 @@ class MLflowLogger(Logger):
     sqlite store keeps artifacts in `mlartifacts` beside its file. `run_id` resumes that run,
     `parent_run_id` nests a new one. One write costs as much as a hundred metrics, so up to `buffer`
     of them wait, for `flush_seconds` while more arrive; only a process killed outright loses them.
-    MLflow's databases keep NaN, and an infinity as the largest float. Above rank 0 nothing happens.
+    What is logged while `prefix` is set gets it before its name; then it is one of several
+    Lightning runs in one of MLflow's, which does not end with it. MLflow's databases keep NaN, and
+    an infinity as the largest float. Above rank 0 nothing happens.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class MLflowLogger(Logger):
             self.tags["mlflow.parentRunId"] = parent_run_id
         self.buffer = buffer
         self.flush_seconds = flush_seconds
+        self.prefix = ""
         self._run_id = run_id or ""
         self._experiment_id = ""
         self._client: MlflowClient | None = None
@@ -109,7 +112,8 @@ class MLflowLogger(Logger):
         if len(self._waiting) + len(metrics) > self.buffer:
             self.flush()
         now = int(time.time() * 1000)
-        self._waiting += [(key, float(value), now, step or 0) for key, value in metrics.items()]
+        named = ((f"{self.prefix}{key}", float(value)) for key, value in metrics.items())
+        self._waiting += [(key, value, now, step or 0) for key, value in named]
         self._status = "RUNNING"
         self.save()
 
@@ -159,7 +163,7 @@ class MLflowLogger(Logger):
 
     def log_artifact_text(self, name: str, text: str) -> None:
         """Store `text` as the artifact `name`, a path with `/` inside the run."""
-        self.experiment.log_text(self._run_id, text, name)
+        self.experiment.log_text(self._run_id, text, f"{self.prefix}{name}")
 
     def log_artifact_json(self, name: str, obj: Any) -> None:
         """Store `obj` as JSON; what JSON does not know becomes text."""
@@ -174,6 +178,8 @@ class MLflowLogger(Logger):
         """Lightning's end; its "failed" in the except clause of Ctrl-C or SIGTERM means KILLED."""
         killed = isinstance(sys.exception(), KeyboardInterrupt | SystemExit)
         good = status in ("success", "finished")
+        if self.prefix and not killed:
+            return self.flush()
         self.end("FINISHED" if good else "KILLED" if killed else "FAILED")
 
     @rank_zero_only

@@ -7,7 +7,7 @@ from .data import TaskData
 from .losses import cross_entropy, eml
 from .measures import RoutingMeasure, routing_measures, view_measures
 from .module import DivergedError, Learner
-from .objectives import steadiness, views_apart
+from .objectives import over_seeds, steadiness, views_apart
 from .optim import Optimization
 
 # Lightning 2.6 takes batches by index for shuffled ones where it shall repeat them, and calls
@@ -19,6 +19,7 @@ warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureW
 
 __all__ = [
     "Checkpoints", "Clock", "DivergedError", "Learner", "Objectives", "Optimization", "ProgressBar",
-    "RoutingMeasure", "TaskData", "cross_entropy", "eml", "routing_measures", "steadiness",
+    "RoutingMeasure", "TaskData", "cross_entropy", "eml", "over_seeds", "routing_measures",
+    "steadiness",
     "view_measures", "views_apart",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ Shapes: B batch, T time, V vocabulary, E views, K scored tokens, S steps.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -82,3 +82,16 @@ def steadiness(log_norm_S: Sequence[float], sound: bool) -> dict[str, float]:
         "stability/spread": spread,
         "objective/stability": math.exp(-spread) if sound else 0.0,
     }
+
+
+def over_seeds(found: Sequence[Mapping[str, float]], num_seeds: int) -> dict[str, float]:
+    """The means of the last metrics of several seeds, of which only those that ended are `found`.
+
+    `objective/stability` is the share of all seeds that are sound times exp(-mean spread).
+    """
+    shared = set.intersection(*map(set, found))
+    means = {name: sum(one[name] for one in found) / len(found) for name in sorted(shared)}
+    if "stability/spread" in means:
+        sound = sum(one["objective/stability"] > 0 for one in found)
+        means["objective/stability"] = sound / num_seeds * math.exp(-means["stability/spread"])
+    return means

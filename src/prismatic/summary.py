@@ -1,0 +1,55 @@
+"""What a run says at its start and at its end."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from prismatic.data import Task
+from prismatic.models import Transformer
+from prismatic.training import view_measures
+
+WEAK = 0.02  # a perturbation below this relative norm is next to none
+
+log = logging.getLogger(__name__)
+
+
+@rank_zero_only
+def report_strength(model: Transformer, logger: Any) -> None:
+    """Say and record how strong the perturbation really is."""
+    measured = view_measures(model)
+    if not measured:
+        return
+    norm, matrices = measured["views/relative_norm"], measured["views/relative_norm_matrices"]
+    log.info(
+        f"perturbation: the strongest view changes the wrapped weights by {norm:.2%} of their norm "
+        f"(the matrices alone by {matrices:.2%}) and moves {measured['views/share_moved']:.2%} of "
+        "them by more than 1 %"
+    )
+    if min(norm, matrices) < WEAK:
+        log.warning(
+            f"warning: under {WEAK:.0%} the views hardly differ from the base. A lens has an "
+            "absolute width of a few hundred weights, next to nothing of a large matrix. Make it "
+            "relative to each tensor with focal.units=fraction focal.length=0.1 "
+            "focal.wavelength=1; or use focal=none; or raise perturbation.scale"
+        )
+    if logger is not None:
+        logger.log_metrics(measured, 0)
+
+
+@rank_zero_only
+def summarise(task: Task, metrics: Mapping[str, float], run_dir: Path, logger: Any) -> None:
+    """Print the result beside what it is to be compared with, and where to look next."""
+    rows: dict[str, float] = {}
+    rows |= {name: metrics[name] for name in ("loss/val", "loss/bits_per_byte") if name in metrics}
+    rows |= {f"{name} (baseline)": value for name, value in task.baselines.items()}
+    if task.bayes_loss is not None:
+        rows["bayes (least possible)"] = task.bayes_loss
+    width = max(map(len, rows), default=0) + 2
+    lines = [f"  {name:<{width}}{value:.4f}" for name, value in rows.items()]
+    log.info("\n".join(["", "result, in nats per token unless named otherwise", *lines]))
+    log.info(f"run folder:   {run_dir}\nlook closer:  python src/eval.py run={run_dir}")
+    if logger is not None:
+        log.info(f"browse:       make ui, or {logger.url()}")
