@@ -47,6 +47,7 @@ def test_imports_go_down(path):
     if own is None:
         if module.startswith("hydra_plugins."):
             assert "prismatic" not in libraries, "a plugin stands alone"
+            assert "optuna" not in libraries or "optuna" in module, "the launcher knows no sweeper"
         else:
             assert module == "prismatic.__init__" or "." not in module, "a room without a floor"
         return

@@ -6,7 +6,7 @@ Imported before anything heavy, so that `--help` answers at once.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from inspect import signature
 
@@ -89,6 +89,13 @@ def refuse_numbers(arguments: list[str]) -> None:
                 f"{argument}: {match[1]} is a group of named options (see --help); a number is "
                 f"given as {node}.{KEY_OF[match[1]]}={match[2]}"
             )
+
+
+def refuse_lone_sweep(choices: Mapping[str, str | None], in_sweep: bool) -> None:
+    """A sweep's file in a single run, which would silently be one job with its defaults."""
+    for group in ("grid", "optuna"):
+        if choices.get(group) and not in_sweep:
+            raise ValueError(f"{group}={choices[group]} is a sweep: add -m")
 
 
 def run(main: Callable[[], object]) -> None:

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from prismatic.data import Task
 from prismatic.files import write_text
 from prismatic.models import Transformer
-from prismatic.paths import ROOT
+from prismatic.paths import ROOT, in_sweep
 from prismatic.perturb import one_of, require
 from prismatic.provenance import provenance
 from prismatic.runs import (
@@ -36,6 +36,7 @@ from prismatic.training import (
     Objectives,
     Optimization,
     TaskData,
+    Trial,
     over_seeds,
 )
 
@@ -116,6 +117,8 @@ def build(config: DictConfig, run_dir: Path, logger: MLflowLogger | None = None)
     logger = logger or build_logger(config)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
     callbacks.append(Objectives(objectives(config)))
+    if in_sweep():
+        callbacks.append(Trial(objectives(config)))
     trainer = instantiate(
         config.trainer,
         callbacks=callbacks,

@@ -1,8 +1,9 @@
-"""Where things are, whatever the working directory: resolvers for the configuration."""
+"""Where things are, whatever the working directory, and whether a sweep runs this."""
 
 import secrets
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,3 +21,8 @@ def register() -> None:
     OmegaConf.register_new_resolver(
         "prismatic.unique", lambda: secrets.token_hex(2), use_cache=True, replace=True
     )
+
+
+def in_sweep() -> bool:
+    """Whether this process runs a trial of a sweep."""
+    return HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().job, "num")

@@ -25,6 +25,11 @@ WORKFLOW = "workflowType=machine_learning"
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 PARAM_LENGTH = 6000  # MLflow cuts a longer one
 
+# Telemetry reports to MLflow's makers from a thread: only for a user who asks for it. MLflow reads
+# this as it is imported, which the fork server of a sweep does before anything connects.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
 
 class MLflowLogger(Logger):
     """Writes one MLflow run, opened at the first use; a Lightning logger that also works alone.
@@ -208,9 +213,6 @@ class MLflowLogger(Logger):
 
 def connect(tracking_uri: str) -> "MlflowClient":
     """A client for the store. A missing sqlite store is created, once for all that ask."""
-    # Telemetry reports to MLflow's makers from a thread: only for a user who asks for it.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):

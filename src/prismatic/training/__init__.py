@@ -2,7 +2,7 @@
 
 import warnings
 
-from .callbacks import Checkpoints, Clock, Objectives, ProgressBar
+from .callbacks import Checkpoints, Clock, Objectives, ProgressBar, Trial
 from .data import TaskData
 from .losses import cross_entropy, eml
 from .measures import RoutingMeasure, routing_measures, view_measures
@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureW
 
 __all__ = [
     "Checkpoints", "Clock", "DivergedError", "Learner", "Objectives", "Optimization", "ProgressBar",
-    "RoutingMeasure", "TaskData", "cross_entropy", "eml", "over_seeds", "routing_measures",
+    "RoutingMeasure", "TaskData", "Trial", "cross_entropy", "eml", "over_seeds", "routing_measures",
     "steadiness",
     "view_measures", "views_apart",
 ]  # fmt: skip

@@ -1,8 +1,10 @@
 """What accompanies training: the progress bar and the clock."""
 
+import json
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -59,6 +61,26 @@ class Objectives(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name in self.names:
             one_of("objective", name, tuple(sorted(trainer.callback_metrics)))
+
+
+class Trial(pl.Callback):
+    """Lets a sweep follow a run by way of its folder, and end it.
+
+    Every validation adds a line to `progress.jsonl`: {"step": int, "values": {objective: float}}. A
+    file `stop`, which holds a reason, ends the run there.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = Path(trainer.default_root_dir)
+        values = {name: float(trainer.callback_metrics[name]) for name in self.names}
+        if trainer.is_global_zero:
+            with (folder / "progress.jsonl").open("a") as file:
+                file.write(json.dumps({"step": trainer.global_step, "values": values}) + "\n")
+        if trainer.strategy.broadcast((folder / "stop").exists()):
+            trainer.should_stop = True
 
 
 class Checkpoints(ModelCheckpoint):

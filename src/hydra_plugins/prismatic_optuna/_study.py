@@ -1,0 +1,175 @@
+"""The study between sweeps: the same question as before, lost trials, what counts as finished.
+
+Attributes of a trial, besides Optuna's: `owner` (who runs it), `reason` (of its end), `again`
+(lost, and not counted since its parameters are asked again), `retry_of` and `retries`,
+`enqueued`, `metrics`, `progress:<step>`.
+"""
+
+import hashlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from ._owner import Claim, lives
+
+log = logging.getLogger(__name__)
+
+UNCLAIMED_SECONDS = 60.0  # a trial of a shared study may be about to get its owner
+
+
+def open_study(
+    storage: BaseStorage, name: str, question: Mapping[str, Any], pruner: BasePruner | None
+) -> Study:
+    """Create the study, or open the one of this name if it asks the same `question`.
+
+    `question` holds params, objectives, directions and constraints. ValueError says what
+    differs from the question that the stored trials answer.
+    """
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        directions=question["directions"],
+        pruner=pruner,
+        load_if_exists=True,
+    )
+    asked = json.loads(json.dumps(question))
+    stored = study.user_attrs.get("question")
+    if stored is not None:
+        refuse_another_question(name, stored, asked)
+    elif study.get_trials(deepcopy=False):
+        raise ValueError(
+            f"the study {name!r} has trials of another program: give another "
+            "hydra.sweeper.study_name"
+        )
+    else:
+        keep_question(study, asked)
+    return study
+
+
+def refuse_another_question(name: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    differing = list(differences(stored, asked))
+    if differing:
+        raise ValueError(
+            f"the study {name!r} asks another question than this command:\n  "
+            + "\n  ".join(differing)
+            + "\nTheir trials cannot be compared: give another hydra.sweeper.study_name (and a "
+            "folder of its own), or the command that the study began with"
+        )
+
+
+def keep_question(study: Study, question: Mapping[str, Any]) -> None:
+    study.set_user_attr("question", question)
+    study.set_user_attr("hash", digest(question))
+    if question["objectives"]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(question["objectives"])
+
+
+def digest(question: Mapping[str, Any]) -> str:
+    """Equal for equal questions."""
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each part of the question that changed."""
+    for part in sorted(stored.keys() | asked.keys()):
+        old, new = stored.get(part), asked.get(part)
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in [k for k in {**old, **new} if old.get(k) != new.get(k)]:
+                yield f"{part}: {key} was {_short(old.get(key))}, is {_short(new.get(key))}"
+        elif old != new:
+            yield f"{part}: was {_short(old)}, is {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "absent"
+    if isinstance(value, dict) and "attributes" in value:
+        inner = ", ".join(f"{k}={v}" for k, v in value["attributes"].items())
+        return f"{value['name'].removesuffix('Distribution')}({inner})"
+    return json.dumps(value)
+
+
+def warn_of_other_overrides(study: Study, fixed: Sequence[str]) -> None:
+    """Overrides that every job gets may change between sweeps, but not unseen."""
+    before = study.user_attrs.get("fixed")
+    if before is not None and before != list(fixed):
+        gone, new = sorted(set(before) - set(fixed)), sorted(set(fixed) - set(before))
+        log.warning("the overrides of every job changed: without %s, with %s", gone, new)
+    study.set_user_attr("fixed", list(fixed))
+
+
+def set_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Write to a trial that this process did not ask; Optuna has no public way."""
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def enqueue(study: Study, baselines: Iterable[Mapping[str, Any]]) -> None:
+    """Queue the baselines that the study has not queued before."""
+    known = [t.user_attrs.get("enqueued") for t in study.get_trials(deepcopy=False)]
+    for params in baselines:
+        if dict(params) not in known:
+            study.enqueue_trial(dict(params), user_attrs={"enqueued": dict(params)})
+
+
+def lose(study: Study, number: int, reason: str, max_retries: int, blame: bool = True) -> None:
+    """Fail a running trial whose process is gone, and queue its parameters again.
+
+    Its own losses count against `max_retries`; a sweep that was ended (`blame` false) does not.
+    The queue is filled first: a death in between is found and finished by the next sweep.
+    """
+    trials = study.get_trials(deepcopy=False)
+    trial = next(t for t in trials if t.number == number)
+    retries = trial.user_attrs.get("retries", 0) + blame
+    again = retries <= max_retries
+    known = any(t.user_attrs.get("retry_of") == number for t in trials)
+    if again and trial.params and not known:
+        attrs = {"retry_of": number, "retries": retries}
+        study.enqueue_trial(dict(trial.params), user_attrs=attrs)
+    set_attr(study, trial, "reason", reason)
+    set_attr(study, trial, "again", again)
+    study.tell(number, state=TrialState.FAIL)
+
+
+def recover(study: Study, claim: Claim, max_retries: int) -> None:
+    """Lose the trials that dead sweeps left running."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        owner = trial.user_attrs.get("owner")
+        if owner == claim.owner or (owner and lives(owner, study)):
+            continue
+        begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+        if owner is None and claim.shared and time.time() - begun < UNCLAIMED_SECONDS:
+            continue
+        log.info("trial %d was lost with its sweep %s", trial.number, owner or "")
+        lose(study, trial.number, f"lost: its sweep {owner or ''} died", max_retries)
+
+
+def is_finished(trial: FrozenTrial) -> bool:
+    """Does the trial count towards `n_trials`?"""
+    return trial.state.is_finished() and not trial.user_attrs.get("again", False)
+
+
+def counts(study: Study) -> dict[str, int]:
+    """Trials by what became of them; complete, pruned and failed ones are finished."""
+    trials = study.get_trials(deepcopy=False)
+    names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
+    found = {name: 0 for name in [*names.values(), "lost", "waiting"]}
+    for trial in trials:
+        lost = trial.state.is_finished() and not is_finished(trial)
+        found["lost" if lost else names.get(trial.state.name, "waiting")] += 1
+    return found
+
+
+def finished(found: Mapping[str, int]) -> int:
+    return found["complete"] + found["pruned"] + found["failed"]
