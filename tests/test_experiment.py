@@ -54,6 +54,18 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_returned(tmp_path):
     assert not any(name.startswith("changed.") for name in recorded.data.tags)
 
 
+def test_the_dense_twin_is_trained_once_and_compared_with(tmp_path, monkeypatch):
+    twin = ["objective=[loss/val,loss/excess]", f"twin={tmp_path / 'twin'}"]
+    found = run(tiny(*twin, "focal=none"), tmp_path / "one")
+    dense = run(tiny("router=dense"), tmp_path / "dense")
+    assert found["loss/excess"] == found["loss/val"] - dense
+    weak = run(tiny(*twin, "perturbation.scale=0"), tmp_path / "zero")
+    assert weak["loss/excess"] == 0
+    assert len(list((tmp_path / "twin").glob("*.json"))) == 1
+    run(tiny(*twin, "seeds=[0,1]"), tmp_path / "seeds")
+    assert len(list((tmp_path / "twin").glob("*.json"))) == 2
+
+
 def test_a_seed_that_diverges_counts_as_unstable_and_all_of_them_as_divergence(
     tmp_path, monkeypatch
 ):

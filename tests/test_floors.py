@@ -9,7 +9,7 @@ SOURCES = Path(__file__).parents[1] / "src"
 FLOORS = {
     "perturb": 0, "data": 0, "stats": 0, "routers": 1, "report": 1, "models": 2, "training": 3,
     "paths": 4, "tracking": 4, "cli": 4, "files": 4, "runs": 4, "provenance": 4, "summary": 4,
-    "tags": 4,
+    "tags": 4, "checks": 4,
     "experiment": 5, "evaluation": 6,
     "studies": 6, "bench": 6,
 }  # fmt: skip

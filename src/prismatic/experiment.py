@@ -1,5 +1,6 @@
 """The one place where a configuration becomes objects: build, run, load."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
+from prismatic.checks import check, pinned
 from prismatic.data import Task
 from prismatic.files import write_text
 from prismatic.models import Transformer
 from prismatic.paths import ROOT, in_sweep
-from prismatic.perturb import one_of, require
+from prismatic.perturb import one_of
 from prismatic.provenance import provenance
 from prismatic.runs import (
     CHECKPOINTS,
@@ -40,11 +43,7 @@ from prismatic.training import (
     over_seeds,
 )
 
-GROUPS = (
-    "data", "model", "router", "perturbation", "focal", "loss", "optim", "trainer", "callbacks",
-    "logger",
-)  # fmt: skip
-VALUES = ("seed", "seeds", "ckpt_path", "objective", "tags")
+EXCESS = "loss/excess"  # of the validation loss over the dense twin's
 
 log = logging.getLogger(__name__)
 
@@ -59,38 +58,6 @@ class Parts:
     data: TaskData
     trainer: pl.Trainer
     logger: MLflowLogger | None
-
-
-def check(config: DictConfig) -> None:
-    """Refuse what would fail late, and root keys that nothing reads (misspelt, added with `+`)."""
-    for key in config:
-        one_of("root key", str(key), (*GROUPS, *VALUES))
-    objective, seeds = config.objective, [config.seed, *(config.seeds or ())]
-    for seed in seeds:
-        whole = isinstance(seed, int) and 0 <= seed < 2**32
-        require(whole, "seed", seed, "give a whole number from 0 to 2**32 - 1")
-    wanted = "name a metric such as loss/val, or a list of metrics"
-    require(bool(objective), "objective", objective, wanted)
-    for group in ("perturbation", "focal"):
-        instantiate(config[group])  # a value that no router reads must be a good one, too
-
-
-def pinned(config: DictConfig) -> DictConfig:
-    """A copy that means the same from any working directory, and that fits itself."""
-    config = config.copy()
-    if config.data.get("path"):
-        config.data.path = str(Path(config.data.path).expanduser().absolute())
-    if config.trainer.accelerator == "auto" and not torch.cuda.is_available():
-        config.trainer.accelerator = "cpu"  # Apple's GPU has no float64, which positions need
-    trainer = config.trainer
-    interval, steps = trainer.val_check_interval, trainer.max_steps
-    counted = isinstance(steps, int) and (steps >= 1 or steps == -1)
-    require(counted, "trainer.max_steps", steps, "give a whole number >= 1, or -1 for no end")
-    whole = isinstance(interval, int) and interval >= 1
-    require(whole, "trainer.val_check_interval", interval, "give a whole number >= 1")
-    if 0 < steps * trainer.accumulate_grad_batches < interval:
-        trainer.val_check_interval = steps * trainer.accumulate_grad_batches
-    return config
 
 
 def build_model(config: DictConfig, vocab_size: int, seq_len: int) -> Transformer:
@@ -116,9 +83,10 @@ def build(config: DictConfig, run_dir: Path, logger: MLflowLogger | None = None)
     learner = Learner(model, task, optim, instantiate(config.loss))
     logger = logger or build_logger(config)
     callbacks = [instantiate(callback) for callback in config.callbacks.values()]
-    callbacks.append(Objectives(objectives(config)))
+    names = [name for name in objectives(config) if name != EXCESS]
+    callbacks.append(Objectives(names))
     if in_sweep():
-        callbacks.append(Trial(objectives(config)))
+        callbacks.append(Trial(names))
     trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
@@ -150,9 +118,37 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     `ValueError` for a configuration that cannot be, `DivergedError` for a loss that is not finite.
     """
     run_dir, config = Path(run_dir), pinned(config)
+    seeds = [config.seed] if config.seeds is None else config.seeds
+    twins = [twin_loss(config, seed) for seed in seeds if config.twin]
     metrics = train(config, run_dir) if config.seeds is None else train_seeds(config, run_dir)
+    if twins:
+        metrics[EXCESS] = metrics["loss/val"] - sum(twins) / len(twins)
+    for name in objectives(config):
+        one_of("objective", name, tuple(sorted(metrics)))
     values = {name: metrics[name] for name in objectives(config)}
     return metrics[config.objective] if isinstance(config.objective, str) else values
+
+
+def twin_loss(config: DictConfig, seed: int) -> float:
+    """The validation loss of the dense model with the same seed, data and budget.
+
+    Trained by the first process that asks, and kept in the folder `twin` for all others.
+    """
+    dense = config.copy()
+    dense.seed, dense.seeds, dense.twin, dense.ckpt_path = seed, None, None, None
+    dense.objective, dense.tags, dense.logger, dense.callbacks = "loss/val", {}, {}, {}
+    dense.router = {"_target_": "prismatic.routers.DenseRouter", "_partial_": True}
+    dense.perturbation = {"_target_": "prismatic.perturb.Perturbation"}
+    dense.focal = {"_target_": "prismatic.perturb.Focal"}
+    dense.trainer.strategy, dense.trainer.devices = "auto", 1  # before other processes are there
+    text = OmegaConf.to_yaml(dense, resolve=True)
+    path = Path(config.twin) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            metrics = train(dense, path.with_suffix(""))
+            write_text(path, json.dumps(metrics, indent=2))
+    return json.loads(path.read_text())["loss/val"]
 
 
 def train(
@@ -168,8 +164,6 @@ def train(
         report_strength(parts.model, parts.logger)
         parts.trainer.fit(parts.learner, parts.data, ckpt_path=config.ckpt_path, weights_only=True)
         metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
-        for name in objectives(config):
-            one_of("objective", name, tuple(sorted(metrics)))
     except BaseException:
         if parts.logger is not None:
             parts.logger.finalize("failed")
