@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -45,16 +46,27 @@ class Running:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """A request to terminate, as from a batch system, ends a sweep as Ctrl-C does."""
+def terminable() -> Iterator[list[int]]:
+    """A request to terminate, as from a batch system, interrupts as Ctrl-C does.
+
+    Gives the signals that came: a library that one met in the middle may raise something else.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, interrupt) for number in signals]
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 class Search:
@@ -86,13 +98,14 @@ class Search:
         for callback in self.callbacks:
             callback.on_sweep_start(self.study, config, self.folders.root)
         self.say_hello()
+        came: list[int] = []
         try:
-            with terminable():
+            with terminable() as came:
                 self.loop()
-        except KeyboardInterrupt:
-            self.abort("interrupted")
-            raise SystemExit(INTERRUPTED) from None
         except BaseException as error:
+            if came or isinstance(error, KeyboardInterrupt):
+                self.abort("interrupted")
+                raise SystemExit(INTERRUPTED) from None
             self.abort(f"the sweep ended: {type(error).__name__}")
             raise
         finally:
