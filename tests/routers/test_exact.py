@@ -199,6 +199,17 @@ def test_compiled(level: str, backend: str) -> None:
     close(gradients_of(ours, seen, [x, *wanted]), gradients_of(theirs, seen, [x_2, *wanted]), 2e-6)
 
 
+@pytest.mark.parametrize("level", POOLS)
+@pytest.mark.parametrize("focal", ["narrow", "helical", "radial_helical"])
+def test_a_graph_can_be_gone_back_twice(level: str, focal: str) -> None:
+    routed = router(level, 3, FOCALS[focal])
+    y = routed(torch.randn(2, 5, DIM)).square().sum()
+    once = torch.autograd.grad(y, list(routed.parameters()), retain_graph=True)
+    again = torch.autograd.grad(y, list(routed.parameters()))
+    for first, second in zip(once, again, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
 LARGE = [("batch", "none"), ("sequence", "radial_helical"), ("token", "literal")]
 
 

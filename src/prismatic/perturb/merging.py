@@ -113,7 +113,9 @@ class Merging:
             patch = self.views.patches[at]
             patch.of(self._grad_P).add_(self._signed(factored_JL, patch))
         grad = self._grad_P.to(self.weight.dtype).view(self.weight.shape)
-        return [grad, *map(torch.stack, zip(*self._grads_c, strict=True))]
+        grads_c = map(torch.stack, zip(*self._grads_c, strict=True))
+        self._grad_P, self._factored, self._grads_c = None, {}, []  # a graph may be gone back twice
+        return [grad, *grads_c]
 
     def _prepared(self, routing: int) -> Iterator[tuple[Patch, torch.Tensor, torch.Tensor]]:
         """Every patch, what it moves and its factors; kept for the next use where that pays."""
