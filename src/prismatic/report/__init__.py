@@ -1,0 +1,1 @@
+"""Pictures: `compute_*` turns records into data, `draw_*` data into a matplotlib figure."""
