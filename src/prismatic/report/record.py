@@ -1,0 +1,66 @@
+"""What a run's diagnostics leave for its pictures: arrays by name and step, one JSON line each.
+
+Names end in their axes: L passes, E views, D domains, S sequences, P tensors, Q quantiles, K bins
+or tiers, X and Y the two tokens of a mixed task. The first line, `{"about": {...}}`, names entries
+of the axes (`domains`, `tensors`, `quantiles`, ...) and says what the run was.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FILE = "diagnostics.jsonl"
+DIGITS = 6  # significant ones, which is what a picture needs
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was recorded, in the order of steps."""
+
+    about: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[dict[str, Any], ...] = ()
+
+    def series(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Steps (S,) and values (S, ...) of what was recorded under a name; S may be 0."""
+        found = [line for line in self.lines if name in line]
+        steps = np.array([line["step"] for line in found], dtype=np.int64)
+        return steps, np.array([line[name] for line in found], dtype=np.float64)
+
+    def last(self, name: str) -> NDArray[np.float64] | None:
+        """The latest values under a name, or None."""
+        _, values = self.series(name)
+        return values[-1] if len(values) else None
+
+
+def begin(path: Path, about: Mapping[str, Any]) -> None:
+    """Start a record, in place of any other."""
+    path.write_text(json.dumps({"about": about}) + "\n", encoding="utf-8")
+
+
+def append(path: Path, step: int, values: Mapping[str, ArrayLike]) -> None:
+    """Add arrays at a step. What is not finite is kept as null, and read as NaN."""
+    line = {"step": step, **{name: _plain(np.asarray(array)) for name, array in values.items()}}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> Record:
+    """A record. A last line that a killed process left half written is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    about = whole[0]["about"] if whole else {}
+    return Record(about, tuple(sorted(whole[1:], key=lambda line: line["step"])))
+
+
+def _plain(array: NDArray[Any]) -> Any:
+    """Nested lists of rounded numbers."""
+    if array.ndim:
+        return [_plain(row) for row in array]
+    value = float(array)
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
