@@ -1,18 +1,22 @@
 """Evaluate a finished run: python src/eval.py run=outputs/runs/<date>/<time>"""
 
+from importlib import import_module
+
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from prismatic import cli, paths
 
 paths.register()
 
+ANSWERS = {"run": "prismatic.evaluation", "sweep": "prismatic.fresh"}
+
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="eval")
 def main(config: DictConfig) -> None:
-    from prismatic.evaluation import main as evaluate
-
-    evaluate(config)
+    cli.refuse_added(HydraConfig.get().overrides.task, map(str, config))
+    import_module(ANSWERS[cli.the_one_given(config, ANSWERS)]).main(config)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,11 @@ def test_bad_input_gives_one_readable_error(typed, named, files, script):
 @pytest.mark.parametrize(
     ("typed", "named"),
     [
-        ("run=null", "run=None is not valid: give a run folder"),
-        ("run=TMP +foo=1", "key='foo' is not valid: choose one of run"),
+        ("run=null", "give one of run=..., sweep=...; here: none"),
+        ("run=TMP sweep=TMP", "give one of run=..., sweep=...; here: run, sweep"),
+        ("sweep=TMP", "has no multirun.yaml: give the folder of an Optuna sweep"),
+        ("sweep=TMP fresh_seeds=1", "fresh_seeds=1 is not valid"),
+        ("run=TMP +foo=1", "+foo=1: there is no key foo"),
         ("run=TMP temperature=-1", "temperature=-1 is not valid"),
         ("run=TMP", "is no run folder: it has no config.yaml; give a folder that src/train.py"),
         ("run=TMP/none", "is no run folder"),

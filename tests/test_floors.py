@@ -10,11 +10,11 @@ FLOORS = {
     "perturb": 0, "data": 0, "stats": 0, "routers": 1, "report": 1, "models": 2, "training": 3,
     "paths": 4, "tracking": 4, "cli": 4, "files": 4, "runs": 4, "provenance": 4, "summary": 4,
     "tags": 4, "checks": 4,
-    "experiment": 5, "evaluation": 6,
+    "experiment": 5, "evaluation": 6, "fresh": 6,
     "studies": 6, "bench": 6,
 }  # fmt: skip
 LIGHTNING, CONFIG = {"pytorch_lightning", "lightning_utilities"}, {"hydra", "omegaconf", "mlflow"}
-LIGHT = {"hydra", "omegaconf", "prismatic", "os", "sys", "pathlib"}
+LIGHT = {"hydra", "importlib", "omegaconf", "prismatic", "os", "sys", "pathlib"}
 MODULES = sorted(SOURCES.rglob("*.py"))
 
 

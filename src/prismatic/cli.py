@@ -98,6 +98,23 @@ def refuse_lone_sweep(choices: Mapping[str, str | None], in_sweep: bool) -> None
             raise ValueError(f"{group}={choices[group]} is a sweep: add -m")
 
 
+def the_one_given(config: Mapping[str, object], keys: Iterable[str]) -> str:
+    """Which of the keys has a value; they exclude one another."""
+    given = [key for key in keys if config[key] is not None]
+    if len(given) != 1:
+        examples = ", ".join(f"{key}=..." for key in keys)
+        raise ValueError(f"give one of {examples}; here: {', '.join(given) or 'none'} (see --help)")
+    return given[0]
+
+
+def refuse_added(overrides: Iterable[str], valid: Iterable[str]) -> None:
+    """A key that a script does not know, added with `+`."""
+    for override in overrides:
+        if override.startswith("+"):
+            key = override.lstrip("+").partition("=")[0]
+            raise ValueError(f"{override}: there is no key {key}{suggest(key, valid)}")
+
+
 def run(main: Callable[[], object]) -> None:
     """Run a script's main; a mendable error becomes its message and exit status 1."""
     wanted = os.environ.get(FULL) == "1"

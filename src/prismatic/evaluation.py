@@ -13,7 +13,7 @@ from prismatic.data import Batch, Task
 from prismatic.experiment import load_run
 from prismatic.files import write_text
 from prismatic.models import Transformer, generate
-from prismatic.perturb import one_of, require
+from prismatic.perturb import require
 from prismatic.runs import read_run
 from prismatic.training.module import HeldOut
 
@@ -91,15 +91,8 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-KEYS = "run checkpoint device prompt count temperature top_p seed".split()
-
-
 def check(config: Any) -> None:
     """Refuse at once what would fail after a long evaluation."""
-    for key in config:
-        one_of("key", str(key), tuple(KEYS))
-    wanted = "give a run folder: python src/eval.py run=outputs/runs/<date>/<time>"
-    require(config.run is not None, "run", config.run, wanted)
     require(config.count >= 0, "count", config.count, "give a number of bytes >= 0")
     require(config.temperature >= 0, "temperature", config.temperature, "give a number >= 0")
     require(0 < config.top_p <= 1, "top_p", config.top_p, "give a share in (0, 1]")

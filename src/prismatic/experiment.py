@@ -26,6 +26,7 @@ from prismatic.runs import (
     CHECKPOINTS,
     CONFIG,
     MANIFEST,
+    METRICS,
     read_checkpoint,
     read_run,
     require_resumable,
@@ -112,9 +113,9 @@ def build_logger(config: DictConfig) -> MLflowLogger | None:
 def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     """Train what a configuration describes and return its objective, or objectives by name.
 
-    Writes checkpoints, the resolved configuration and the data's manifest to `run_dir`, and the
-    same with metrics, code state and versions to the logger. With `seeds`, trains them in turn in
-    folders and under metric names of their own, `seed_{k}/...`, and returns means. Raises
+    Writes checkpoints, the resolved configuration, the data's manifest and the last metrics to
+    `run_dir`, and the same with code state and versions to the logger. With `seeds`, trains them in
+    turn in folders and under metric names of their own, `seed_{k}/...`, and returns means. Raises
     `ValueError` for a configuration that cannot be, `DivergedError` for a loss that is not finite.
     """
     run_dir, config = Path(run_dir), pinned(config)
@@ -168,6 +169,8 @@ def train(
         if parts.logger is not None:
             parts.logger.finalize("failed")
         raise
+    if parts.trainer.is_global_zero:
+        write_text(run_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
     summarise(parts.task, metrics, run_dir, parts.logger)
     return metrics
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONFIG, MANIFEST, CHECKPOINTS = "config.yaml", "manifest.json", "checkpoints"
+METRICS = "metrics.json"  # the last of each
 
 
 def read_run(run_dir: Path) -> tuple[DictConfig, dict[str, Any]]:
