@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from inspect import signature
@@ -163,8 +164,10 @@ def train(
     try:
         record(config, run_dir, parts)
         report_strength(parts.model, parts.logger)
+        begun = time.perf_counter()
         parts.trainer.fit(parts.learner, parts.data, ckpt_path=config.ckpt_path, weights_only=True)
         metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
+        metrics["time/fit"] = time.perf_counter() - begun
     except BaseException:
         if parts.logger is not None:
             parts.logger.finalize("failed")

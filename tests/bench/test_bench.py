@@ -6,6 +6,8 @@ import pytest
 
 from prismatic import bench
 from prismatic.bench.step import NaiveRouter, Sizes, build
+from prismatic.bench.sweep import bench as sweep
+from prismatic.bench.sweep import commands
 
 from ..tiny import composed
 
@@ -36,3 +38,19 @@ def test_the_naive_reference_computes_what_the_router_does():
     naive, routed = (build(f"{kind}/none/3", block, 16).double() for kind in ("naive", "batch"))
     assert isinstance(naive, NaiveRouter)
     assert (naive(*inputs) - routed(*inputs)).abs().max() < 1e-12
+
+
+def test_the_cases_of_the_sweep_bench_are_the_same_trials():
+    grid, study, separate = (commands(c, 3, 2, ["a=1"]) for c in ("grid", "optuna", "separate"))
+    assert [arguments[-1] for arguments in separate] == ["seed=0", "seed=1", "seed=2"]
+    assert all(arguments[0] == "a=1" for arguments in separate)
+    for (arguments,) in (grid, study):
+        assert arguments[0] == "-m" and {"a=1", "seed=range(0,3)"} < set(arguments)
+
+
+@pytest.mark.slow
+def test_the_sweep_bench_counts_training_apart():
+    result, table = sweep(["grid"], trials=3, n_jobs=2, overrides=["debug=tiny", "logger=none"])
+    (row,) = result["cases"]
+    assert row["trials"] == 3 and 0 < row["training"] < 2 * row["wall"]
+    assert "grid" in table
