@@ -1,0 +1,150 @@
+"""Tests on paired differences agree with enumeration, scipy and each other."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from prismatic.stats import (
+    clopper_pearson,
+    equivalence_p,
+    holm,
+    probability_of_improvement,
+    sign_flip_p,
+    smallest_p,
+    t_interval,
+)
+
+# Whole numbers, so that sums tie as they do in mathematics.
+WHOLE = st.lists(st.integers(-9, 9), min_size=1, max_size=8)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+def enumerated(differences) -> float:
+    sums = [abs(np.dot(s, differences)) for s in product((1, -1), repeat=len(differences))]
+    return float(np.mean(np.array(sums) >= abs(sum(differences))))
+
+
+@given(WHOLE)
+def test_sign_flip_p_counts_all_patterns(differences):
+    assert sign_flip_p(differences) == enumerated(differences)
+
+
+def test_sign_flip_p_of_six_by_hand():
+    # Only flipping the 1 (sum 19 -> 17), or nothing, or everything, or all but the 1, gets so far.
+    assert sign_flip_p([-1, 2, 3, 4, 5, 6]) == 4 / 64
+    assert sign_flip_p([1, 2, 3, 4, 5, 6]) == 2 / 64
+    assert sign_flip_p([0, 0, 0, 0, 0, 0]) == 1
+
+
+@pytest.mark.parametrize("size", [6, 10, 12])
+def test_sign_flip_p_is_scipys(size):
+    sample = rng().normal(0.4, 1, size)
+    known = stats.permutation_test(
+        (sample,), np.mean, permutation_type="samples", n_resamples=np.inf, axis=-1
+    )
+    assert sign_flip_p(sample) == pytest.approx(known.pvalue)
+
+
+@given(WHOLE, st.floats(1e-6, 1e6), st.randoms())
+def test_sign_flip_p_ignores_sign_scale_and_order(differences, scale, random):
+    shuffled = [-scale * value for value in random.sample(differences, len(differences))]
+    assert sign_flip_p(shuffled) == sign_flip_p(differences)
+
+
+def test_sign_flip_p_of_many_samples_is_that_of_each():
+    table = rng().normal(size=(2, 3, 8))
+    assert sign_flip_p(table).shape == (2, 3)
+    assert sign_flip_p(table)[1, 2] == sign_flip_p(table[1, 2])
+
+
+def test_drawn_sign_flips_come_close_to_all_of_them():
+    sample = rng().normal(0.35, 1, 16)
+    exact = enumerated(sample[:16])
+    assert sign_flip_p(sample, rng()) == pytest.approx(exact, abs=5 * np.sqrt(exact / 20_000))
+    assert sign_flip_p(np.ones(30), rng()) == smallest_p(30) == 1 / 20_001
+
+
+def test_the_smallest_p_is_reached():
+    assert [smallest_p(n) for n in (5, 6, 10)] == [0.0625, 0.03125, 2**-9]
+    for size in (1, 5, 12):
+        assert sign_flip_p(np.arange(1, size + 1)) == smallest_p(size)
+
+
+def test_holm_on_the_textbooks_example():
+    # Holm's procedure at .05 rejects .005 and .01 of these four (.005 * 4, .01 * 3, .03 * 2).
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1, 1])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.2))
+def test_holm_rejects_what_its_steps_reject(p, alpha):
+    order, rejected = np.argsort(p, kind="stable"), set()
+    for step, claim in enumerate(order):
+        if p[claim] * (len(p) - step) > alpha:
+            break
+        rejected.add(int(claim))
+    assert set(np.flatnonzero(holm(p) <= alpha).tolist()) == rejected
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.randoms())
+def test_holm_keeps_to_its_claims_and_lies_between_p_and_bonferroni(p, random):
+    order = random.sample(range(len(p)), len(p))
+    adjusted = holm(p)
+    assert holm([p[i] for i in order]) == pytest.approx(adjusted[order])
+    assert (adjusted >= p).all() and (adjusted <= np.minimum(1, len(p) * np.array(p))).all()
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.floats(-1, 1, width=16), min_size=3, max_size=15).filter(lambda v: np.std(v) > 0.01)
+)
+def test_equivalence_is_the_90_percent_interval_within_the_margin(values):
+    low, high = t_interval(values, 0.9)
+    for margin in (0.1, 0.3, 0.6):
+        inside = -margin < low and high < margin
+        assert (equivalence_p(values, margin) < 0.05) == inside
+        known = max(
+            stats.ttest_1samp(values, -margin, alternative="greater").pvalue,
+            stats.ttest_1samp(values, margin, alternative="less").pvalue,
+        )
+        assert equivalence_p(values, margin) == pytest.approx(known)
+
+
+def test_equivalence_of_values_without_spread_is_known():
+    assert equivalence_p([0.1] * 4, 0.2) == 0
+    assert equivalence_p([0.25] * 4, 0.125) == 1
+    assert equivalence_p(np.zeros(4), 0.1) == 0
+
+
+def test_probability_of_improvement_counts_ties_half():
+    estimate, (low, high) = probability_of_improvement([1, 2, 3, 0, -1])
+    assert estimate == 0.7
+    assert (low, high) == (clopper_pearson(3, 5).low, clopper_pearson(4, 5).high)
+    mirrored, (mirror_low, mirror_high) = probability_of_improvement([-1, -2, -3, 0, 1])
+    assert mirrored == pytest.approx(0.3)
+    assert (mirror_low, mirror_high) == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sign_flip_p([]), "length of differences=0"),
+        (lambda: sign_flip_p([1, None]), r"differences\[1\]=nan"),
+        (lambda: sign_flip_p(np.ones(13)), "rng=None.*13 differences"),
+        (lambda: holm([0.1, 1.2]), r"p=\[0.1, 1.2\]"),
+        (lambda: holm(0.1), "give claims"),
+        (lambda: equivalence_p([1, 2], 0), "margin=0"),
+        (lambda: equivalence_p([1], 1), "length of differences=1"),
+        (lambda: probability_of_improvement([[1]]), "give seeds"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
