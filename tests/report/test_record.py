@@ -29,3 +29,15 @@ def test_the_record_of_a_killed_run_is_read(tmp_path):
     with path.open("a") as file:
         file.write('{"step": 2, "x"')
     assert list(record.read(path).series("x")[0]) == [1]
+
+
+def test_alarms_stand_beside_arrays(tmp_path):
+    path = tmp_path / record.FILE
+    record.begin(path, {})
+    record.append(path, 1, {"x": 1})
+    record.note(path, 2, "dead_view", "nobody looks", "look")
+    record.append(path, 3, {"x": 2})
+    found = record.read(path)
+    alarm = {"name": "dead_view", "message": "nobody looks", "remedy": "look"}
+    assert found.alarms == [(2, alarm)]
+    assert list(found.series("x")[0]) == [1, 3]

@@ -32,6 +32,11 @@ class Record:
         steps = np.array([line["step"] for line in found], dtype=np.int64)
         return steps, np.array([line[name] for line in found], dtype=np.float64)
 
+    @property
+    def alarms(self) -> list[tuple[int, dict[str, str]]]:
+        """Steps, and name, message and remedy of what a guard found."""
+        return [(line["step"], line["alarm"]) for line in self.lines if "alarm" in line]
+
     def last(self, name: str) -> NDArray[np.float64] | None:
         """The latest values under a name, or None."""
         _, values = self.series(name)
@@ -48,6 +53,13 @@ def append(path: Path, step: int, values: Mapping[str, ArrayLike]) -> None:
     line = {"step": step, **{name: _plain(np.asarray(array)) for name, array in values.items()}}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def note(path: Path, step: int, name: str, message: str, remedy: str) -> None:
+    """Add an alarm at a step."""
+    alarm = {"name": name, "message": message, "remedy": remedy}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "alarm": alarm}) + "\n")
 
 
 def read(path: Path) -> Record:

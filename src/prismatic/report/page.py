@@ -1,0 +1,153 @@
+"""One page per run: its pictures in reading order, as PNG files and as one HTML file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .edge import draw_attention, draw_confidence, draw_gradients, draw_logits
+from .lens import draw_change, draw_lens
+from .losses import draw_apart, draw_forced, draw_losses
+from .markup import page, paragraph, picture
+from .overview import overview
+from .record import Record
+from .routing import draw_domains, draw_entropy, draw_information, draw_passes, draw_weights
+from .style import png
+from .tables import draw_attention_table, draw_routing_table
+
+FOLDER, HTML = "report", "report.html"  # in the folder of a run
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page: its file's name, what draws it and how it is read."""
+
+    name: str
+    draw: Callable[[Record], Figure]
+    reading: str
+
+
+CHAPTERS: dict[str, tuple[Picture, ...]] = {
+    "Does it learn?": (
+        Picture(
+            "losses", draw_losses,
+            "The orange lines need no training: they are what counting tokens, or pairs of them, "
+            "achieves. A validation curve that turns up while training falls is overfitting.",
+        ),
+        Picture(
+            "confidence", draw_confidence,
+            "Left: a long tail to the right means a few very bad guesses. Right: points on the "
+            "diagonal mean that confidence is earned; below it the model is too sure. A larger "
+            "point stands for more tokens.",
+        ),
+    ),
+    "Do the views differ?": (
+        Picture(
+            "forced", draw_forced,
+            "Each view alone, which is the whole model with one-hot routing. Right: above 0 a view "
+            "is worse than the clean one. Curves that lie on one another mean that the views "
+            "hardly differ.",
+        ),
+        Picture(
+            "apart", draw_apart,
+            "Left: 0 bits means that all views predict the same. Right: what the geometric mean of "
+            "all views gains over the best of them. Above 0 their differences are of use, below 0 "
+            "they only add noise.",
+        ),
+    ),
+    "Does routing adapt?": (
+        Picture(
+            "weights", draw_weights,
+            "Lines that stay at the grey one mean that routing has not left uniform. A line near 1 "
+            "means that it has collapsed to that view, one near 0 that the view is not used.",
+        ),
+        Picture(
+            "entropy", draw_entropy,
+            "1 is uniform use of the views, 0 a single one. An untrained router is near 1, too: "
+            "a high entropy alone does not show that routing adapts.",
+        ),
+        Picture(
+            "information", draw_information,
+            "Routing that has learned the domains rises above its null, a gate that never trained. "
+            "The null is not at 0, since different text excites any gate differently.",
+        ),
+        Picture(
+            "domains", draw_domains,
+            "Rows that differ from one another more on the left than on the right mean that "
+            "routing has learned to treat domains differently.",
+        ),
+        Picture(
+            "passes", draw_passes,
+            "Thin lines apart from one another: routing depends on the input. A thick line that "
+            "moves: it depends on the pass, which separate blocks do by themselves.",
+        ),
+        Picture(
+            "routing_table", draw_routing_table,
+            "Stripes: routing depends on one token. A pattern that is neither rows nor columns: "
+            "on both.",
+        ),
+        Picture(
+            "attention_table", draw_attention_table,
+            "One colour: attention does not depend on the tokens, and the model cannot pass the "
+            "floor of additive predictions by attention.",
+        ),
+    ),
+    "Is training near a numerical edge?": (
+        Picture(
+            "logits", draw_logits,
+            "Left: bars span quantiles, the white dot is the median. Logits past the dotted line "
+            "count for nothing in a softmax. Past the dashed one the dtype of the weights has no "
+            "exact exponential for them, and without the subtraction it would overflow.",
+        ),
+        Picture(
+            "attention", draw_attention,
+            "Entropy near 0: every position looks at one other. A rising share of logits out of "
+            "range means that gradients through attention are dying.",
+        ),
+        Picture(
+            "gradients", draw_gradients,
+            "Steady lines are sound. Spikes, a steady rise, or one tier or block far from the "
+            "others point to where training is unstable.",
+        ),
+    ),
+    "What does the lens do?": (
+        Picture(
+            "lens", draw_lens,
+            "Left: the factor that the focal pattern gives to each position. Right: how much the "
+            "selected weights change. A lens that is narrow against a matrix leaves it as it is.",
+        ),
+        Picture(
+            "change", draw_change,
+            "Points far to the left are tensors that a view leaves as good as untouched, a row "
+            "without points one that no view changes. Where all matrices lie below 0.02 the views "
+            "can hardly differ.",
+        ),
+    ),
+}  # fmt: skip
+
+
+def write_report(record: Record, folder: Path, name: str) -> list[Path]:
+    """Draw what a record holds: `<picture>.png` for each, and `report.html` with all of them.
+
+    Returns the files. A picture of which the run has nothing is a sentence in the page instead.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, written = [overview(record)], []
+    for question, pictures in CHAPTERS.items():
+        parts.append(f"<h2>{question}</h2>")
+        for one in pictures:
+            figure = one.draw(record)
+            text = " ".join(text.get_text() for text in figure.texts)
+            if figure.axes:
+                path = folder / f"{one.name}.png"
+                path.write_bytes(png(figure))
+                parts.append(picture(path.read_bytes(), figure.get_suptitle(), one.reading))
+                written.append(path)
+            else:
+                parts.append(
+                    paragraph(f"No picture of {one.name.replace('_', ' ')}: {text}", "absent")
+                )
+    path = folder / HTML
+    path.write_text(page(name, parts), encoding="utf-8")
+    return [*written, path]
