@@ -10,7 +10,12 @@ from prismatic import cli, paths
 
 paths.register()
 
-ANSWERS = {"run": "prismatic.evaluation", "sweep": "prismatic.fresh"}
+ANSWERS = {
+    "run": "prismatic.evaluation",
+    "sweep": "prismatic.fresh",
+    "compare": "prismatic.comparing",
+    "send": "prismatic.sending",
+}
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="eval")

@@ -12,8 +12,8 @@ from .tiny import FEW, IID, MODEL, QUIET, ROOT, TEXT
 
 SMALL = [*MODEL, *QUIET, *FEW]
 GROUPS = (
-    "callbacks data debug experiment focal logger loss model optim perturbation router sparsity "
-    "strategy trainer"
+    "callbacks data debug experiment focal guard logger loss model optim perturbation router "
+    "sparsity strategy trainer"
 ).split()
 
 # What is typed -> what the message must name: the value, what is valid, what to do.
@@ -83,8 +83,8 @@ def test_bad_input_gives_one_readable_error(typed, named, files, script):
 @pytest.mark.parametrize(
     ("typed", "named"),
     [
-        ("run=null", "give one of run=..., sweep=...; here: none"),
-        ("run=TMP sweep=TMP", "give one of run=..., sweep=...; here: run, sweep"),
+        ("run=null", "give one of run=..., sweep=..., compare=..., send=...; here: none"),
+        ("run=TMP sweep=TMP", "compare=..., send=...; here: run, sweep"),
         ("sweep=TMP", "has no multirun.yaml: give the folder of an Optuna sweep"),
         ("sweep=TMP fresh_seeds=1", "fresh_seeds=1 is not valid"),
         ("run=TMP +foo=1", "+foo=1: there is no key foo"),

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from prismatic.experiment import build
 from prismatic.perturb import Focal, Perturbation
+from prismatic.training import Guard
 
 from .tiny import CONF, FEW, IID, MODEL, QUIET, composed, text_data, tiny
 
@@ -26,7 +27,7 @@ DATA = {
 }  # fmt: skip
 
 # What the constructors of a run are given by the program, not by a configuration.
-GIVEN = {"vocab_size", "router", "expert", "hidden_size", "name", "gate", "tags"}
+GIVEN = {"spool", "vocab_size", "router", "expert", "hidden_size", "name", "gate", "tags"}
 # Where an option is there to differ from the defaults of the code.
 DIFFERENT = {
     ("model", "tiny"): {"dim", "num_layers"},
@@ -101,7 +102,7 @@ def test_defaults_in_yaml_are_those_of_the_code(group, name):
             value = node[key]
             if isinstance(value, DictConfig):
                 value = instantiate(value)
-                assert value in (Perturbation(), Focal())
+                assert value in (Perturbation(), Focal(), Guard())
             elif key in different:
                 assert value != defaults[key], f"{path}.{key} is listed as different"
             elif (group, key) != ("callbacks", "refresh_rate"):

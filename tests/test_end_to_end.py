@@ -105,6 +105,8 @@ def test_mlflow_has_the_metrics(recorded):
     assert [point.step for point in history] == list(range(STEPS))
     validated = client.get_metric_history(run.info.run_id, "loss/val")
     assert len(validated) == 2 and validated[-1].value == metrics["loss/val"]
+    assert metrics["best/loss/val"] == min(point.value for point in validated)
+    assert metrics["objective/loss/val"] == metrics["loss/val"]
     assert metrics["loss/bits_per_byte"] == pytest.approx(metrics["loss/val"] / math.log(2))
 
 

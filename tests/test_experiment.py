@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 import prismatic
 from prismatic import experiment
 from prismatic.experiment import run
-from prismatic.tags import choice_tags
+from prismatic.tags import choice_tags, run_name
 from prismatic.training import DivergedError
 
 from .tiny import text_data, tiny
@@ -50,6 +50,8 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_returned(tmp_path):
         assert metrics[f"seed_{seed}/loss/val"] == pytest.approx(one["loss/val"])
         assert (tmp_path / "both" / f"seed_{seed}" / "config.yaml").exists()
     assert metrics["objective/stability"] == pytest.approx(together["objective/stability"])
+    assert metrics["objective/loss/val"] == pytest.approx(together["loss/val"])
+    assert not any(name.startswith("objective/objective") for name in metrics)
     assert params["seeds"] == "[3, 5]"
     assert not any(name.startswith("changed.") for name in recorded.data.tags)
 
@@ -188,13 +190,21 @@ def test_choice_tags_record_resolved_values():
     assert choice_tags(tiny("router=dense"))["perturbation"] == "none"
 
 
+def test_a_trial_is_called_by_its_number():
+    tags = {"experiment": "-", "router": "prismatic", "perturbation": "repulsive", "focal": "none"}
+    assert run_name(tags) == "prismatic repulsive"
+    assert run_name({**tags, "trial": "3"}) == "3: repulsive"
+    assert run_name({**tags, "trial": "3", "experiment": "delta_8"}) == "3: delta_8"
+
+
 def test_a_weak_perturbation_is_told_with_its_remedy(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="prismatic")
-    run(tiny("experiment=willow", "perturbation.scale=0.01"), tmp_path / "weak")
+    watched = ["callbacks=default", "~callbacks.progress", "~callbacks.checkpoint"]
+    run(tiny("experiment=willow", "perturbation.scale=0.01", *watched), tmp_path / "weak")
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1 and "focal.units=fraction focal.length=0.1" in warned[0]
     caplog.clear()
-    run(tiny("focal=none"), tmp_path / "strong")
+    run(tiny("focal=helical", *watched), tmp_path / "strong")
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
     assert any("changes the wrapped weights by" in record.message for record in caplog.records)
 

@@ -46,3 +46,10 @@ def test_every_option_of_the_table_exists():
         for name in re.findall(r"`(\w+)`", options):
             if (ROOT / "conf" / group).is_dir():
                 assert (ROOT / "conf" / group / f"{name}.yaml").is_file(), (group, name)
+
+
+def test_every_picture_exists():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT)
+    assert pictures
+    for path in pictures:
+        assert (ROOT / path).read_bytes().startswith(b"\x89PNG")

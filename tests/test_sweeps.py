@@ -9,9 +9,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from prismatic import paths
+from prismatic.experiment import run
 
 from .test_end_to_end import command
-from .tiny import CONF, ROOT, fit
+from .tiny import CONF, ROOT, tiny
 
 FILES = sorted((ROOT / "sweeps").glob("*/*.yaml"))
 SHORT = ["debug=tiny", "trainer.max_steps=4", "trainer.val_check_interval=2", "logger=none"]
@@ -55,8 +56,31 @@ def test_a_study_runs_to_its_total_and_goes_on(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
-def test_a_trial_stops_where_the_sweep_says_so(tmp_path, monkeypatch):
+@pytest.fixture
+def trial(tmp_path, monkeypatch):
+    """Runs a trial in a folder, with a file `stop` if asked: (step, values) of its progress."""
     monkeypatch.setattr("prismatic.experiment.in_sweep", lambda: True)
-    (tmp_path / "stop").write_text("dominated")
-    parts, _ = fit(tmp_path, "trainer.max_steps=20", "trainer.val_check_interval=5")
-    assert parts.trainer.global_step == 5
+
+    def trial(name, *overrides, stop=False):
+        folder = tmp_path / name
+        folder.mkdir()
+        if stop:
+            (folder / "stop").write_text("dominated")
+        run(tiny("trainer.max_steps=4", "trainer.val_check_interval=2", *overrides), folder)
+        lines = map(json.loads, (folder / "progress.jsonl").read_text().splitlines())
+        return [(line["step"], line["values"]) for line in lines]
+
+    return trial
+
+
+def test_a_trial_of_several_seeds_reports_them_one_after_another(trial):
+    first, second = (trial(f"seed {seed}", f"seed={seed}") for seed in (3, 5))
+    assert [step for step, _ in first] == [2, 4]
+    after = [(step + 4, values) for step, values in second]
+    assert trial("both", "seeds=[3,5]") == first + after
+
+
+@pytest.mark.parametrize("seeds", ["null", "[3,5]"])
+def test_a_trial_stops_where_the_sweep_says_so(trial, tmp_path, seeds):
+    assert [step for step, _ in trial("stopped", f"seeds={seeds}", stop=True)] == [2]
+    assert not (tmp_path / "stopped" / "seed_5").exists()

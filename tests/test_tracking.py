@@ -92,7 +92,7 @@ def test_more_metrics_than_one_batch_may_hold(store):
 
 def test_old_metrics_are_written_by_time(store, batches, monkeypatch):
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     logger = MLflowLogger(store, flush_seconds=10)
     logger.log_metrics({"a": 1.0}, 0)
     assert batches == []
@@ -263,6 +263,11 @@ def test_artifacts_lie_beside_the_database(store, tmp_path, monkeypatch):
     assert found["resolved.yaml"].parent.name == "config"
     assert json.loads(found["manifest.json"].read_text()) == {"bytes": 3, "path": "a"}
     assert found["plot.html"].parent.name == "plots"
+    logger.prefix = "seed_1/"
+    logger.log_file(tmp_path / "plot.html", "plots")
+    logger.log_file(tmp_path / "plot.html")
+    found = {str(path.parent) for path in folder.glob("**/seed_1/**/plot.html")}
+    assert {path.rpartition("/artifacts/")[2] for path in found} == {"seed_1", "seed_1/plots"}
     assert os.listdir(tmp_path) == ["plot.html"]
 
 
@@ -318,13 +323,16 @@ class Server:
         self.created.append((name, artifact_location))
         raise MlflowException("RESOURCE_ALREADY_EXISTS")
 
-    def create_run(self, experiment_id, tags, run_name):
+    def search_runs(self, experiment_ids, filter_string):
+        return []
+
+    def create_run(self, experiment_id, start_time, tags, run_name):
         return SimpleNamespace(info=SimpleNamespace(run_id="abc", experiment_id=experiment_id))
 
 
 def test_a_server_keeps_its_artifacts_and_its_password(monkeypatch):
     server = Server()
-    monkeypatch.setattr(tracking, "connect", lambda uri: server)
+    monkeypatch.setattr(tracking.run, "connect", lambda uri: server)
     logger = MLflowLogger("https://me:secret@host:5000/")
     assert (
         logger.url()

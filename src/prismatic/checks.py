@@ -1,16 +1,20 @@
 """A configuration before it is built: what cannot be is refused, what depends is settled."""
 
+import sys
 from pathlib import Path
+from typing import cast
 
+import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.strategies import ParallelStrategy
 
 from prismatic.perturb import one_of, require
 
 GROUPS = (
     "data", "model", "router", "perturbation", "focal", "loss", "optim", "trainer", "callbacks",
-    "logger",
+    "logger", "guard",
 )  # fmt: skip
 VALUES = ("seed", "seeds", "ckpt_path", "objective", "tags", "twin")
 
@@ -27,6 +31,20 @@ def check(config: DictConfig) -> None:
     require(bool(objective), "objective", objective, wanted)
     for group in ("perturbation", "focal"):
         instantiate(config[group])  # a value that no router reads must be a good one, too
+
+
+def check_ranks(trainer: pl.Trainer, batch_size: int, in_sweep: bool) -> None:
+    """Refuse what several processes could not do, before there are several."""
+    world, strategy = trainer.world_size, cast(ParallelStrategy, trainer.strategy)
+    shares = f"it is shared by {world} processes: give a multiple of {world}"
+    require(batch_size % world == 0, "optim.batch_size", batch_size, shares)
+    # Lightning runs the command again for each further process: a sweep's would be a sweep.
+    if in_sweep and world > 1 and "hydra.mode=RUN" not in sys.argv:
+        require(
+            strategy.cluster_environment.creates_processes_externally,  # type: ignore[union-attr]
+            "trainer.devices", trainer.num_devices, "trials here share the sweep's command: use "
+            "hydra/launcher=local with hydra.launcher.executor=fork or process",
+        )  # fmt: skip
 
 
 def pinned(config: DictConfig) -> DictConfig:

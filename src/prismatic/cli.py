@@ -3,16 +3,20 @@
 Imported before anything heavy, so that `--help` answers at once.
 """
 
+import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
 
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf.errors import OmegaConfBaseException
+
+from prismatic.errors import FULL_DISK, causes
 
 FULL = "HYDRA_FULL_ERROR"
 NUMBER = re.compile(r"^\+{0,2}(sparsity|strategy|perturbation|focal)=([-+.\d][\w.+-]*(?:,.*)?)$")
@@ -23,16 +27,13 @@ KEY_OF = {
     "focal": "length",
 }
 
+# Of a process that torchrun, srun or a user on a further machine started.
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK")
+# A rank composes a run folder of its own; only rank 0's shall be there.
+LEAVE_NOTHING = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
+
 # What Lightning and MLflow say to their users; by name, since importing them takes seconds.
 FOREIGN = {"MisconfigurationException", "MlflowException"}
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, the deepest last."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
 
 
 def suggest(key: str, valid: Iterable[str]) -> str:
@@ -68,6 +69,8 @@ def explain(error: BaseException) -> str | None:
     ours = (ValueError, OSError, FloatingPointError)
     for cause in chain:
         foreign = FOREIGN.intersection(base.__name__ for base in type(cause).__mro__)
+        if isinstance(cause, OSError) and cause.errno in FULL_DISK:
+            return f"{cause}. Make room, or let PRISMATIC_OUTPUTS name a folder on another disk"
         if (isinstance(cause, ours) and not isinstance(cause, known)) or foreign:
             return str(cause)
     if not isinstance(error, known):
@@ -115,17 +118,32 @@ def refuse_added(overrides: Iterable[str], valid: Iterable[str]) -> None:
             raise ValueError(f"{override}: there is no key {key}{suggest(key, valid)}")
 
 
+def further_rank(environment: Mapping[str, str]) -> bool:
+    """Whether this process is one of a distributed run, and not its first."""
+    return any(environment.get(name, "0") not in ("", "0") for name in RANKS)
+
+
 def run(main: Callable[[], object]) -> None:
     """Run a script's main; a mendable error becomes its message and exit status 1."""
-    wanted = os.environ.get(FULL) == "1"
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes that share this run
+    wanted = first and os.environ.get(FULL) == "1"  # a further one inherits it, set as below
     os.environ[FULL] = "1"  # Hydra then hands its errors over instead of printing them
+    logging.raiseExceptions = False  # a log file on a full disk buries the error that tells so
     try:
         refuse_numbers(sys.argv[1:])
+        if further_rank(os.environ):
+            sys.argv += LEAVE_NOTHING
         main()
     except BrokenPipeError:  # as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except SystemExit as end:
+        if type(end).__name__ == "SIGTERMException":  # Lightning's, whose status would be success
+            sys.exit(128 + signal.SIGTERM)
+        raise
     except Exception as error:
+        if isinstance(error, FloatingPointError) and not first:
+            return  # all processes stopped for it together: one says so, and with what status
         message = None if wanted else explain(error)
         if message is None:
             raise

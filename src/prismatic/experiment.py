@@ -5,28 +5,29 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from prismatic.checks import check, pinned
+from prismatic.checks import check, check_ranks, pinned
 from prismatic.data import Task
 from prismatic.files import write_text
+from prismatic.metrics import final
 from prismatic.models import Transformer
-from prismatic.paths import ROOT, in_sweep
+from prismatic.paths import in_sweep
 from prismatic.perturb import one_of
-from prismatic.provenance import provenance
+from prismatic.recording import record
 from prismatic.runs import (
     CHECKPOINTS,
-    CONFIG,
-    MANIFEST,
     METRICS,
     read_checkpoint,
     read_run,
@@ -34,8 +35,9 @@ from prismatic.runs import (
 )
 from prismatic.summary import report_strength, summarise
 from prismatic.tags import choice_tags, run_name
-from prismatic.tracking import MLflowLogger
+from prismatic.tracking import UNSENT, MLflowLogger
 from prismatic.training import (
+    STOP,
     DivergedError,
     Learner,
     Objectives,
@@ -72,8 +74,13 @@ def build_model(config: DictConfig, vocab_size: int, seq_len: int) -> Transforme
     return instantiate(config.model, vocab_size=vocab_size, seq_len=seq_len, router=router)
 
 
-def build(config: DictConfig, run_dir: Path, logger: MLflowLogger | None = None) -> Parts:
-    """Turn a composed configuration into objects, but for a `logger` that is there already.
+def build(
+    config: DictConfig,
+    run_dir: Path,
+    trial: Trial | None = None,
+    logger: MLflowLogger | None = None,
+) -> Parts:
+    """Turn a composed configuration into objects, but for those that are there already.
 
     Seeds the global random state.
     """
@@ -83,12 +90,12 @@ def build(config: DictConfig, run_dir: Path, logger: MLflowLogger | None = None)
     optim: Optimization = instantiate(config.optim)
     model = build_model(config, task.vocab_size, task.seq_len)
     learner = Learner(model, task, optim, instantiate(config.loss))
-    logger = logger or build_logger(config)
-    callbacks = [instantiate(callback) for callback in config.callbacks.values()]
+    logger = logger or build_logger(config, run_dir)
+    callbacks = [instantiate(node) for node in config.callbacks.values() if node is not None]
     names = [name for name in objectives(config) if name != EXCESS]
     callbacks.append(Objectives(names))
-    if in_sweep():
-        callbacks.append(Trial(names))
+    if trial is not None:
+        callbacks.append(trial)
     trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
@@ -98,17 +105,26 @@ def build(config: DictConfig, run_dir: Path, logger: MLflowLogger | None = None)
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
     )
+    check_ranks(trainer, optim.batch_size, in_sweep())
     data = TaskData(task, optim.batch_size, config.seed)
     return Parts(task, model, learner, data, trainer, logger)
 
 
-def build_logger(config: DictConfig) -> MLflowLogger | None:
-    """The logger that a configuration describes; it writes nothing before its first use."""
+def build_logger(config: DictConfig, run_dir: Path) -> MLflowLogger | None:
+    """The logger that a configuration describes; it writes nothing before its first use.
+
+    But a trial of a sweep is recorded at once, whatever becomes of it.
+    """
     if not config.logger or config.trainer.fast_dev_run:
         return None
     tags = choice_tags(config)
+    if in_sweep():
+        tags["trial"] = str(HydraConfig.get().job.num)
     name = config.logger.get("run_name") or run_name(tags)
-    return instantiate(config.logger, tags=tags, run_name=name)
+    logger = instantiate(config.logger, tags=tags, run_name=name, spool=run_dir / UNSENT)
+    if in_sweep():
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    return logger
 
 
 def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
@@ -122,12 +138,18 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     run_dir, config = Path(run_dir), pinned(config)
     seeds = [config.seed] if config.seeds is None else config.seeds
     twins = [twin_loss(config, seed) for seed in seeds if config.twin]
-    metrics = train(config, run_dir) if config.seeds is None else train_seeds(config, run_dir)
+    trial = Trial(run_dir, objectives(config)) if in_sweep() else None
+    logger = build_logger(config, run_dir)
+    trained = train if config.seeds is None else train_seeds
+    metrics = trained(config, run_dir, trial, logger)
     if twins:
         metrics[EXCESS] = metrics["loss/val"] - sum(twins) / len(twins)
     for name in objectives(config):
         one_of("objective", name, tuple(sorted(metrics)))
     values = {name: metrics[name] for name in objectives(config)}
+    if logger is not None:
+        logger.log_metrics({final(n): value for n, value in values.items() if final(n) != n})
+        logger.finalize("success")
     return metrics[config.objective] if isinstance(config.objective, str) else values
 
 
@@ -138,7 +160,8 @@ def twin_loss(config: DictConfig, seed: int) -> float:
     """
     dense = config.copy()
     dense.seed, dense.seeds, dense.twin, dense.ckpt_path = seed, None, None, None
-    dense.objective, dense.tags, dense.logger, dense.callbacks = "loss/val", {}, {}, {}
+    dense.objective, dense.tags, dense.logger = "loss/val", {}, {}
+    dense.callbacks, dense.guard = {}, {}
     dense.router = {"_target_": "prismatic.routers.DenseRouter", "_partial_": True}
     dense.perturbation = {"_target_": "prismatic.perturb.Perturbation"}
     dense.focal = {"_target_": "prismatic.perturb.Focal"}
@@ -148,46 +171,52 @@ def twin_loss(config: DictConfig, seed: int) -> float:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            metrics = train(dense, path.with_suffix(""))
+            metrics = train(dense, path.with_suffix(""), None)
             write_text(path, json.dumps(metrics, indent=2))
     return json.loads(path.read_text())["loss/val"]
 
 
 def train(
-    config: DictConfig, run_dir: Path, logger: MLflowLogger | None = None
+    config: DictConfig,
+    run_dir: Path,
+    trial: Trial | None = None,
+    logger: MLflowLogger | None = None,
 ) -> dict[str, float]:
     """One training; its last metrics."""
-    parts = build(config, run_dir, logger)
-    if config.ckpt_path is not None:
-        limit = parts.trainer.max_steps
-        require_resumable(Path(config.ckpt_path), parts.learner.state_dict(), limit)
     try:
-        record(config, run_dir, parts)
+        parts = build(config, run_dir, trial, logger)
+        if config.ckpt_path is not None:
+            limit = parts.trainer.max_steps
+            require_resumable(Path(config.ckpt_path), parts.learner.state_dict(), limit)
+        record(config, run_dir, parts.task, parts.model, logger)
         report_strength(parts.model, parts.logger)
         begun = time.perf_counter()
         parts.trainer.fit(parts.learner, parts.data, ckpt_path=config.ckpt_path, weights_only=True)
         metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         metrics["time/fit"] = time.perf_counter() - begun
     except BaseException:
-        if parts.logger is not None:
-            parts.logger.finalize("failed")
+        if logger is not None:
+            logger.finalize("failed")
         raise
     if parts.trainer.is_global_zero:
         write_text(run_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
-    summarise(parts.task, metrics, run_dir, parts.logger)
+    if logger is not None and trial is not None and trial.stopped:
+        logger.set_tags({"pruned": (trial.folder / STOP).read_text()})
+    summarise(parts.task, metrics, run_dir, logger)
     return metrics
 
 
-def train_seeds(config: DictConfig, run_dir: Path) -> dict[str, float]:
+def train_seeds(
+    config: DictConfig, run_dir: Path, trial: Trial | None, logger: MLflowLogger | None
+) -> dict[str, float]:
     """A training per seed in one run of the logger, and the means over those that stayed finite.
 
     Raises `DivergedError` where none did.
     """
-    logger = build_logger(config)
     if logger is not None:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     try:
-        metrics = over_seeds(list(each_seed(config, run_dir, logger)), len(config.seeds))
+        metrics = over_seeds(list(each_seed(config, run_dir, trial, logger)), len(config.seeds))
     except BaseException:
         if logger is not None:
             logger.prefix = ""
@@ -201,57 +230,27 @@ def train_seeds(config: DictConfig, run_dir: Path) -> dict[str, float]:
 
 
 def each_seed(
-    config: DictConfig, run_dir: Path, logger: MLflowLogger | None
+    config: DictConfig, run_dir: Path, trial: Trial | None, logger: MLflowLogger | None
 ) -> Iterator[dict[str, float]]:
-    """The last metrics of every seed that stays finite; `DivergedError` if none does."""
+    """The last metrics of every seed that stays finite; `DivergedError` if none does.
+
+    None comes after the one in which the sweep stopped the trial.
+    """
     diverged = []
     for seed in config.seeds:
+        if trial is not None and trial.stopped:
+            return
         alone = OmegaConf.merge(config, {"seed": seed, "seeds": None})
         assert isinstance(alone, DictConfig)
         if logger is not None:
             logger.prefix = f"seed_{seed}/"
         try:
-            yield train(alone, run_dir / f"seed_{seed}", logger)
+            yield train(alone, run_dir / f"seed_{seed}", trial, logger)
         except DivergedError as error:
             diverged.append(error)
-            log.warning(f"seed {seed} diverged and counts as unstable: {error}")
+            rank_zero_only(log.warning)(f"seed {seed} diverged and counts as unstable: {error}")
     if len(diverged) == len(config.seeds):
         raise diverged[-1]
-
-
-def record(config: DictConfig, run_dir: Path, parts: Parts) -> None:
-    """Keep what is needed to rebuild the run, beside it and in the logger."""
-    if parts.trainer.global_rank:
-        return
-    task, resolved = parts.task, OmegaConf.to_yaml(config, resolve=True)
-    manifest = {
-        "vocab_size": task.vocab_size,
-        "seq_len": task.seq_len,
-        "domains": task.domains,
-        "sources": task.manifest,
-        "baselines": task.baselines,
-        "bayes_loss": task.bayes_loss,
-    }
-    write_text(run_dir / CONFIG, resolved)
-    write_text(run_dir / MANIFEST, json.dumps(manifest, indent=2))
-    if parts.logger is None:
-        return
-    code = provenance(ROOT)
-    if not parts.logger.prefix:
-        parts.logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
-    parts.logger.log_artifact_text(CONFIG, resolved)
-    parts.logger.log_artifact_json(MANIFEST, manifest)
-    parts.logger.log_artifact_json(
-        "provenance.json", {k: v for k, v in asdict(code).items() if k != "diff"}
-    )
-    parts.logger.log_artifact_text("dirty.diff", code.diff)
-    if task.predicts == "next" and not all(router.causal for router in parts.model.routers):
-        parts.logger.set_tags({"leaky": "true"})
-    parts.logger.set_tags({"git_commit": code.commit, "dirty": bool(code.diff), "run_dir": run_dir})
-    known = {f"baseline/{name}": value for name, value in task.baselines.items()}
-    if task.bayes_loss is not None:
-        known["loss/bayes"] = task.bayes_loss
-    parts.logger.log_metrics(known, 0)
 
 
 def objectives(config: DictConfig) -> list[str]:

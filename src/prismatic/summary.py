@@ -9,9 +9,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from prismatic.data import Task
 from prismatic.models import Transformer
+from prismatic.report.page import FOLDER, HTML
 from prismatic.training import view_measures
-
-WEAK = 0.02  # a perturbation below this relative norm is next to none
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +27,6 @@ def report_strength(model: Transformer, logger: Any) -> None:
         f"(the matrices alone by {matrices:.2%}) and moves {measured['views/share_moved']:.2%} of "
         "them by more than 1 %"
     )
-    if min(norm, matrices) < WEAK:
-        log.warning(
-            f"warning: under {WEAK:.0%} the views hardly differ from the base. A lens has an "
-            "absolute width of a few hundred weights, next to nothing of a large matrix. Make it "
-            "relative to each tensor with focal.units=fraction focal.length=0.1 "
-            "focal.wavelength=1; or use focal=none; or raise perturbation.scale"
-        )
     if logger is not None:
         logger.log_metrics(measured, 0)
 
@@ -51,5 +43,8 @@ def summarise(task: Task, metrics: Mapping[str, float], run_dir: Path, logger: A
     lines = [f"  {name:<{width}}{value:.4f}" for name, value in rows.items()]
     log.info("\n".join(["", "result, in nats per token unless named otherwise", *lines]))
     log.info(f"run folder:   {run_dir}\nlook closer:  python src/eval.py run={run_dir}")
+    pictures = run_dir / FOLDER / HTML
+    if pictures.is_file():
+        log.info(f"pictures:     {pictures}")
     if logger is not None:
-        log.info(f"browse:       make ui, or {logger.url()}")
+        log.info(logger.unsent or f"browse:       make ui, or {logger.url()}")

@@ -36,8 +36,12 @@ def choice_tags(config: DictConfig) -> dict[str, str]:
 
 
 def run_name(tags: Mapping[str, str]) -> str:
-    """What a run is called in MLflow: its experiment, or what it is made of."""
-    if tags["experiment"] != NO_EXPERIMENT:
-        return tags["experiment"]
+    """What a run is called in MLflow: its experiment, or what it is made of; a trial's number.
+
+    Trials are read in a narrow column, so there the usual router goes without saying.
+    """
     made_of = [tags[name] for name in ("router", "perturbation", "focal")]
-    return " ".join(name for name in made_of if name != "none") or "none"
+    unsaid = ("none", "prismatic") if "trial" in tags else ("none",)
+    name = " ".join(name for name in made_of if name not in unsaid) or "none"
+    name = name if tags["experiment"] == NO_EXPERIMENT else tags["experiment"]
+    return f"{tags['trial']}: {name}" if "trial" in tags else name

@@ -1,6 +1,7 @@
 """A Hydra app for the launcher's tests: `do` names what a trial does."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -37,6 +38,22 @@ def fail_at_2(config):
 def killed(config):
     print("last words")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_once(config):
+    if not Path(config.folder, "died").exists():
+        Path(config.folder, "died").touch()
+        killed(config)
+    return config.x
+
+
+def not_a_number(config):
+    return float("nan")
+
+
+def out_of_memory(config):
+    resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+    return len(bytearray(2**33))
 
 
 def family(config):

@@ -20,6 +20,7 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
@@ -176,6 +177,7 @@ def test_an_old_result_is_not_taken_for_a_new_one(launcher, app):
 @pytest.mark.parametrize("executor", ["fork", "process"])
 def test_a_trial_has_the_surroundings_of_its_slot(launcher, app, executor, monkeypatch):
     inherited = {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "RANKED": "yes"}
+    inherited |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0"}
     for name, value in (inherited | {"CUDA_VISIBLE_DEVICES": "4,GPU-b"}).items():
         monkeypatch.setenv(name, value)
     launched = launcher(executor=executor, n_jobs=2, threads=3)
@@ -196,6 +198,54 @@ def test_a_trial_has_the_surroundings_of_its_slot(launcher, app, executor, monke
 def test_the_server_has_torch_ready_and_unused(launcher):
     launched = launcher(preload=["torch"], threads=1)
     assert values(in_one_go(launched, "do=torch_state")) == [[1, 1, False]]
+
+
+class Listener(HydraCallback):
+    """A callback of Hydra's that listens to a grid; keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def on_launch(self, config):
+        self.told.append(("launch", config.hydra.job.name))
+        return self
+
+    def on_trial_start(self, number, overrides):
+        overrides.append("do=square")
+        self.told.append(("start", number))
+        raise RuntimeError("which costs no trial")
+
+    def on_trial_end(self, number, job):
+        self.told.append(("end", number, job.return_value))
+
+    def on_poll(self):
+        self.told.append(("poll",))
+
+    def on_launch_end(self):
+        self.told.append(("over", type(sys.exception()).__name__))
+
+
+def test_hydras_callbacks_may_listen(launcher, capsys):
+    launched, listener = launcher(executor="inline"), Listener()
+    launched._context.callbacks.callbacks += [listener, HydraCallback()]
+    assert values(in_one_go(launched, "x=2", "x=3")) == [4, 9]
+    told = [event for event in listener.told if event != ("poll",)]
+    assert told == [
+        ("launch", "app"), ("start", 0), ("end", 0, 4), ("start", 1), ("end", 1, 9),
+        ("over", "NoneType"),
+    ]  # fmt: skip
+    assert ("poll",) in listener.told
+    assert "on_trial_start of Listener failed" in capsys.readouterr().out
+
+
+def test_an_interrupt_is_told_and_ends_the_sweep(launcher, monkeypatch):
+    launched, listener = launcher(executor="inline"), Listener()
+    launched._context.callbacks.callbacks.append(listener)
+    monkeypatch.setattr(launched._trials, "start", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        in_one_go(launched, "x=2")
+    assert ended.value.code == 130
+    assert listener.told[-1] == ("over", "SystemExit")
 
 
 def test_one_by_one(launcher):

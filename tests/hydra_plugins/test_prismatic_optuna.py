@@ -166,6 +166,11 @@ def test_what_cannot_be_composed_is_refused_before_any_trial(sweep, arguments):
         ({"max_retries": -1}, "max_retries=-1"),
         ({"max_failure_rate": 2}, "max_failure_rate=2.0"),
         ({"storage": "study.db"}, "storage='study.db'.*journal:///path"),
+        ({"storage": "nosql://host/study"}, "storage='nosql://host/study': give null, journal"),
+        (
+            {"storage": "postgresql+pg8000://me:word@host/s"},
+            r"//me:\*\*\*@host/s: python has no.*pip",
+        ),
         ({"shared": True}, "shared=true.*postgresql"),
         ({"enqueue": [{"z": 1}]}, "'z' is not searched; valid: x, y"),
         ({"enqueue": [{"x": 2}]}, "x=2 is outside"),
@@ -474,9 +479,10 @@ def test_a_death_between_asking_and_signing_is_found_too(sweep):
     assert states(sweep.run(square, n_trials=2)) == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
-def test_an_owner_on_another_host_is_known_by_its_beat(sweep):
+@pytest.mark.parametrize("host", ["elsewhere", f"{_owner.host()}0"])  # a container of this name
+def test_an_owner_on_another_host_is_known_by_its_beat(sweep, host):
     study = sweep.run(square, n_trials=1)
-    owner = "elsewhere:1:1"
+    owner = _owner.identity().replace(_owner.host(), host)
     for beat, living in ((time.time(), True), (time.time() - 1000, False)):
         study.set_user_attr(f"owner:{owner}", {"since": 0, "beat": beat})
         assert _owner.lives(owner, study) == living
@@ -515,20 +521,6 @@ def test_of_two_sweeps_at_once_not_both_go_on(sweep, monkeypatch):
         assert study.user_attrs[f"owner:{claim.owner}"]
     assert len(looks) == 2
     assert study.user_attrs[f"owner:{claim.owner}"] is None
-
-
-def test_sweeps_may_share_a_database(sweep, tmp_path):
-    options = {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s", "shared": True}
-    load = partial(optuna.load_study, study_name="s", storage=options["storage"])
-
-    def job(params, folder):
-        if folder.name == "0":
-            other = load().ask({"x": Float(0, 1), "y": Float(0, 1)})
-            other.set_user_attr("owner", neighbour())
-        return 1.0
-
-    sweep.run(job, n_trials=3, **options)
-    assert states(load()) == ["COMPLETE", "RUNNING", "COMPLETE"]
 
 
 def test_an_interrupted_sweep_tells_how_to_go_on(sweep, caplog):

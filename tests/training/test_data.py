@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -26,3 +28,20 @@ def test_every_held_out_row_is_given_once(tmp_path):
     parts = build(tiny(*text_data(tmp_path)), tmp_path)
     rows = [row for batch in parts.data.val_dataloader() for row in batch[0].tolist()]
     assert sorted(rows) == sorted(parts.task.held_out("val").tokens_BT.tolist())
+
+
+@pytest.mark.parametrize("rows", [4, 5, 9])
+def test_ranks_share_every_held_out_batch_of_one(rows, tmp_path):
+    """So no rank waits for another, and the first few batches are the same rows."""
+    parts = build(tiny(f"data.held_out_tokens={rows * 16}"), tmp_path)
+
+    def batches(rank, world):
+        parts.data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+        return [batch.tokens_BT.tolist() for batch in parts.data.val_dataloader()]
+
+    alone = batches(0, 1)
+    for world in (2, 4):
+        shares = [batches(rank, world) for rank in range(world)]
+        for whole, *parts_of_it in zip(alone, *shares, strict=True):
+            assert all(parts_of_it), "every rank has a row"
+            assert sorted(row for part in parts_of_it for row in part) == sorted(whole)

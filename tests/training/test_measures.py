@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prismatic.experiment import build_model
-from prismatic.perturb import change
+from prismatic.perturb import change, role
 from prismatic.routers import Routing
 from prismatic.training import RoutingMeasure, routing_measures, view_measures
 
@@ -47,7 +47,20 @@ def test_passes_are_measured_apart_and_together():
     assert found["routing/pass_0/expert_0_weight"] == pytest.approx(0.75)
     assert found["routing/pass_1/expert_1_weight"] == pytest.approx(0.6)
     assert found["routing/expert_0_weight"] == pytest.approx((0.75 + 0.1) / 2)
-    assert len([name for name in found if "/pass_" in name]) == 6
+    for name in ("entropy", "concentration", "variance", "input_dependence"):
+        alone = measured(SECOND[None])[f"routing/{name}"]
+        assert found[f"routing/pass_1/{name}"] == pytest.approx(alone), "not what is last"
+    assert not any("router_" in name for name in found), "every pass is a router of its own"
+
+
+def test_routers_that_recur_are_measured_over_their_passes():
+    measure = RoutingMeasure(3, 3, CPU)
+    passes = [FIRST[None], SECOND[None], SECOND[None]]
+    measure.update([Routing(probs.log(), probs) for probs in passes], 1)
+    found = measure.compute(num_routers=2)
+    assert found["routing/router_0/expert_0_weight"] == pytest.approx((0.75 + 0.1) / 2)
+    assert found["routing/router_1/expert_0_weight"] == pytest.approx(0.1)
+    assert found["routing/router_0/concentration"] == pytest.approx((0.75 + 0.1) / 2)
 
 
 def test_constant_routers_that_differ_depend_on_no_input():
@@ -123,6 +136,29 @@ def test_view_measures_against_the_plain_definition(overrides):
     assert found["routing/merged_relative_norm"] == pytest.approx(expected, rel=1e-5)
     moved = max(float((f.abs() > 0.01).double().mean()) for f in f_E.values())
     assert found["views/share_moved"] == pytest.approx(moved)
+
+
+@pytest.mark.parametrize("mode", ["attractive", "repulsive"])
+@pytest.mark.parametrize("focal", ["none", "helical"])
+def test_the_share_of_change_in_the_direction_of_the_mode(mode, focal):
+    turning = model(f"perturbation={mode}", f"focal={focal}", "focal.wavelength=300")
+    right = total = 0.0
+    for router in turning.routers:
+        for name, parameter in router.expert.named_parameters():
+            direction = role(parameter, router.perturbation) * (1 if mode == "repulsive" else -1)
+            for view in (1, 2, 3):
+                f = change(parameter, view, 4, router.perturbation, router.focal, name)
+                energy = (parameter * f).detach().double().square()
+                right += float(energy[f.sign() == direction].sum())
+                total += float(energy.sum())
+    found = view_measures(turning)["views/advertised_share"]
+    assert found == pytest.approx(right / total, rel=1e-5)
+    assert found == pytest.approx(1) if focal == "none" else found < 0.9
+
+
+def test_noise_and_no_change_advertise_no_direction():
+    for options in (["perturbation=noise"], ["perturbation.scale=0"]):
+        assert "views/advertised_share" not in view_measures(model(*options))
 
 
 @pytest.mark.parametrize("router", [["router=dense"], ["router=smear"], ["router.num_experts=1"]])

@@ -39,6 +39,9 @@ def test_views_apart_is_what_scipy_computes():
     pairs = [(p[i] + p[j]) / 2 for i, j in [(0, 1), (0, 2), (1, 2)]]
     apart = entropy(pairs, base=2, axis=-1).mean() - entropy(p, base=2, axis=-1).mean()
     assert found["views/disagreement"] == pytest.approx(apart, rel=1e-9)
+    logp = np.log(p)
+    gaps = [np.sqrt(((logp[i] - logp[j]) ** 2).mean()) for i, j in [(0, 1), (0, 2), (1, 2)]]
+    assert found["views/closest"] == pytest.approx(min(gaps), rel=1e-6, abs=1e-12)
     loss = [-np.log(q[np.arange(len(q)), target]).mean() for q in p]
     assert [found[f"views/{i}/loss"] for i in range(3)] == pytest.approx(loss, rel=1e-9)
     assert found["views/excess"] == pytest.approx(max(loss) - loss[0], abs=1e-9)

@@ -210,6 +210,12 @@ def die_with(parent: int) -> None:
             os._exit(1)
 
 
+def outlive_parent() -> None:
+    """Undo `die_with`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
+
+
 def run(order: Order, parent: int) -> None:
     """Be the trial. Its output, and that of whatever it starts, goes to its log."""
     os.setsid()
@@ -244,11 +250,13 @@ def prepare(load: Load | None) -> None:
 def main(fd: int) -> None:
     """What the server process runs; and, after `serve`, what each trial's process runs."""
     connection = Connection(fd)
+    die_with(os.getppid())
     try:
         prepare(connection.recv())
     except Exception as error:
         connection.send(ValueError(f"hydra.launcher.preload, or the script: {error!r}"))
         return
+    outlive_parent()  # now there may be trials to end first
     server = os.getpid()
     order = Server(connection).serve()
     if order is not None:

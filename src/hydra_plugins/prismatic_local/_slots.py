@@ -8,6 +8,7 @@ from pathlib import Path
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 DISTRIBUTED = re.compile(
     r"RANK|(LOCAL|NODE|GROUP|ROLE)_RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|(MASTER|TORCHELASTIC)_\w+"
+    r"|SLURM_(NTASKS\w*|NPROCS|PROCID|LOCALID|NODEID)"
 )
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -54,16 +55,22 @@ def shared_out(gpus: Sequence[str], n_jobs: int, gpus_per_job: int) -> list[list
     return [[gpus[(t + i) % len(gpus)] for i in range(gpus_per_job)] for t in turns]
 
 
-def slots(
-    n_jobs: int, threads: int | None, gpus_per_job: int, gpus: Sequence[str]
-) -> list[dict[str, str]]:
-    """The variables of each slot; those for CUDA only where it has devices.
+def omp_threads(n_jobs: int, threads: int | None) -> int | None:
+    """The OpenMP threads of a trial, or None.
 
     A single slot has all cores anyway: without a number of threads, ddp shares them among ranks.
     """
+    return threads or (max(1, cores() // n_jobs) if n_jobs > 1 else None)
+
+
+def slots(
+    n_jobs: int, threads: int | None, gpus_per_job: int, gpus: Sequence[str]
+) -> list[dict[str, str]]:
+    """The variables of each slot; those for CUDA only where it has devices."""
     variables = {"PYTHONUNBUFFERED": "1"}
-    if threads or n_jobs > 1:
-        variables["OMP_NUM_THREADS"] = str(threads or max(1, cores() // n_jobs))
+    own = omp_threads(n_jobs, threads)
+    if own:
+        variables["OMP_NUM_THREADS"] = str(own)
     if not gpus:
         return [dict(variables) for _ in range(n_jobs)]
     owned = shared_out(gpus, n_jobs, gpus_per_job)

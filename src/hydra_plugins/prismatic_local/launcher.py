@@ -19,8 +19,11 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from . import _command, _slots
+from ._listeners import Listeners
 
 EXECUTORS = ("fork", "process", "inline")
+POLL_SECONDS = 1.0
+INTERRUPTED = 130  # a shell's exit status after Ctrl-C
 
 log = logging.getLogger(__name__)
 
@@ -105,27 +108,54 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run all jobs and return them in order; one that fails does not stop the others."""
+        """Run all jobs and return them in order; one that fails does not stop the others.
+
+        An interrupt ends all and exits; Hydra's callbacks may listen, see `_listeners.py`.
+        """
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
-        waiting = list(enumerate(job_overrides, initial_job_idx))
-        returns: dict[int, JobReturn] = {}
+        waiting = [(n, list(job)) for n, job in enumerate(job_overrides, initial_job_idx)]
         log.info(f"{len(waiting)} trials, {self.n_jobs} at a time, in {self._sweep_dir}")
+        listeners = Listeners()
         try:
-            while len(returns) < len(job_overrides):
-                while waiting and len(self._trials.running) < self.n_jobs:
-                    number, overrides = waiting.pop(0)
-                    log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
-                    self.start(number, overrides)
-                for number, job in self.finished():
-                    returns[number] = job
-                    if job.status == JobStatus.FAILED:
-                        reason, *_ = str(job._return_value).split("\n")
-                        log.error(f"\t#{number} failed: {reason}")
-        except BaseException:
+            listeners.begin(self._context.callbacks.callbacks, self._config)
+            returns = self._run(waiting, listeners)
+        except BaseException as error:
             self.close()
+            if isinstance(error, KeyboardInterrupt):
+                raise SystemExit(INTERRUPTED) from None
             raise
+        finally:
+            listeners.tell("on_launch_end")
         return [returns[number] for number in sorted(returns)]
+
+    def _run(
+        self, waiting: list[tuple[int, list[str]]], listeners: Listeners
+    ) -> dict[int, JobReturn]:
+        """Fill the slots until all have ended."""
+        returns: dict[int, JobReturn] = {}
+        total = len(waiting)
+        while len(returns) < total:
+            while waiting and len(self._trials.running) < self.n_jobs:
+                number, overrides = waiting.pop(0)
+                log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
+                listeners.tell("on_trial_start", number, overrides)
+                self.start(number, overrides)
+                if not self._trials.running:  # inline: it has ended
+                    break
+            for number, job in self.finished(POLL_SECONDS):
+                returns[number] = job
+                if job.status == JobStatus.FAILED:
+                    reason, *_ = str(job._return_value).split("\n")
+                    log.error(f"\t#{number} failed: {reason}")
+                listeners.tell("on_trial_end", number, job)
+            listeners.tell("on_poll")
+        return returns
+
+    @property
+    def omp_threads(self) -> int | None:
+        """The OpenMP threads of each process of a trial; None leaves it to the environment."""
+        return _slots.omp_threads(self.n_jobs, self.threads)
 
     def start(self, number: int, overrides: Sequence[str]) -> None:
         """Start a trial in a free slot; inline: run it. Raises if Hydra cannot compose it."""

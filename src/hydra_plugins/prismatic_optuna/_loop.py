@@ -1,6 +1,7 @@
 """The loop of a sweep: ask, start, listen, tell; a slot that falls free is filled at once."""
 
 import logging
+import random
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from . import _pruning, _report, _results, _study
 from ._launchers import Batches, Folders, Streaming, slots
@@ -95,6 +96,7 @@ class Search:
 
     def run(self, config: DictConfig) -> None:
         """Run to the total. However it ends, trials are told and results are written."""
+        self.study.set_user_attr("total", self.total)
         for callback in self.callbacks:
             callback.on_sweep_start(self.study, config, self.folders.root)
         self.say_hello()
@@ -124,7 +126,9 @@ class Search:
         while True:
             self.fill()
             if not self.running:
-                return
+                self.recover()  # what other sweeps left running in the meantime
+                if self.missing() <= 0:
+                    return
             for number, job in self.launcher.finished(POLL_SECONDS):
                 if number in self.running:
                     self.end(number, job)
@@ -133,18 +137,24 @@ class Search:
 
     def fill(self) -> None:
         """Start trials until the slots are full, or the total will be reached."""
-        while len(self.running) < self.slots:
-            found = _study.counts(self.study)
-            busy = found["running"] if self.options.shared else len(self.running)
-            if _study.finished(found) + busy >= self.total:
-                return
-            self.start()
+        while len(self.running) < self.slots and self.missing() > 0:
+            trial = self.study.ask(self.space.params)
+            trial.set_user_attr("owner", self.claim.owner)
+            if self.missing() < 0:
+                _study.give_back(self.study, trial.number, self.options.max_retries)
+                time.sleep(random.uniform(0, 1))
+                continue
+            self.start(trial)
             self.check_failures()
 
-    def start(self) -> None:
-        """Ask for a trial and start its job; one that cannot be composed fails alone."""
-        trial = self.study.ask(self.space.params)
-        trial.set_user_attr("owner", self.claim.owner)
+    def missing(self) -> int:
+        """How many trials are neither finished nor running; below 0 there are too many."""
+        found = _study.counts(self.study)
+        busy = found["running"] if self.options.shared else len(self.running)
+        return self.total - _study.finished(found) - busy
+
+    def start(self, trial: Trial) -> None:
+        """Start a trial's job; one that cannot be composed fails alone."""
         folder = self.folders.fresh(trial.number)
         progress = _pruning.Progress(folder / "progress.jsonl")
         self.running[trial.number] = Running(trial, folder, progress)
@@ -188,7 +198,7 @@ class Search:
 
     def after(self, number: int, job: JobReturn | None) -> None:
         """Say, show and write what has just been told."""
-        trial = self.stored(number)
+        trial = _study.stored(self.study, number)
         if _study.is_finished(trial):
             self.ended += 1
             if trial.state is TrialState.FAIL:
@@ -196,10 +206,6 @@ class Search:
         log.info(_report.line(trial, self.names))
         self.notify("on_trial_end", self.study, trial, job)
         self.write()
-
-    def stored(self, number: int) -> FrozenTrial:
-        trials = self.study.get_trials(deepcopy=False)
-        return next(t for t in trials if t.number == number)
 
     def check_failures(self) -> None:
         """End a sweep whose trials fail: all that has finished is told by now."""
@@ -225,9 +231,12 @@ class Search:
                 log.warning("trial %d did not stop in time: it is killed", number)
                 self.launcher.stop(number)
         if self.options.shared and time.monotonic() - self.recovered > RECOVER_SECONDS:
-            self.recovered = time.monotonic()
-            _study.recover(self.study, self.claim, self.options.max_retries)
+            self.recover()
         self.notify("on_poll", self.study)
+
+    def recover(self) -> None:
+        self.recovered = time.monotonic()
+        _study.recover(self.study, self.claim, self.options.max_retries)
 
     def judge(self, running: Running, step: int, values: dict[str, float]) -> None:
         self.keep(running.trial, step, values)

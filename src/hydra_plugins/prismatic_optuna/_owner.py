@@ -36,15 +36,22 @@ def started(pid: int) -> str | None:
     return ""
 
 
+def host() -> str:
+    """Where process numbers mean the same: this machine, or a container on it."""
+    with suppress(OSError):
+        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return socket.gethostname()
+
+
 def identity() -> str:
     """This process as an owner."""
-    return f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
+    return f"{host()}:{os.getpid()}:{started(os.getpid())}"
 
 
 def lives(owner: str, study: Study) -> bool:
     """Does the owner's process run? Of another host: has it been heard lately?"""
-    host, pid, start = owner.rsplit(":", 2)
-    if host == socket.gethostname():
+    where, pid, start = owner.rsplit(":", 2)
+    if where == host():
         return started(int(pid)) == start
     claim = study.user_attrs.get(KEY + owner) or {"beat": 0.0}
     return time.time() - claim["beat"] < SILENCE_SECONDS
@@ -77,7 +84,9 @@ class Claim(AbstractContextManager["Claim"]):
         raise HydraException(
             f"the study {self.study.study_name!r} is being run by {rivals[0][0]} "
             "(host:process:start). Let that sweep end, or give another hydra.sweeper.study_name; "
-            "with a database as storage, hydra.sweeper.shared=true lets several work on one study"
+            "with a database as storage, hydra.sweeper.shared=true lets several work on one study. "
+            f"If it was killed on another host, wait until it has been silent for "
+            f"{SILENCE_SECONDS:g} seconds"
         )
 
     def __exit__(self, *exception: object) -> None:
@@ -85,6 +94,10 @@ class Claim(AbstractContextManager["Claim"]):
         self._thread.join(timeout=5)
         with suppress(Exception):  # an error on the way out would hide the one that led here
             self._release()
+
+    def leads(self) -> bool:
+        """Is this the oldest living sweep on the study? It alone does what shall be done once."""
+        return all((self.since, self.owner) < (since, name) for name, since in self._rivals())
 
     def _rivals(self) -> list[tuple[str, float]]:
         attrs = self.study.user_attrs

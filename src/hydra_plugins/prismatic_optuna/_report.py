@@ -107,7 +107,8 @@ def line(trial: FrozenTrial, names: Sequence[str]) -> str:
 
 def gist(trial: FrozenTrial) -> str:
     """The line of the reason that says most: a log's tail ends with the exception."""
-    lines = str(trial.user_attrs.get("reason", "")).strip().splitlines() or [""]
+    reason = str(trial.user_attrs.get("reason", "")).strip().partition("\nfull_key: ")[0]  # Hydra's
+    lines = reason.splitlines() or [""]
     return lines[0 if trial.user_attrs.get("again") else -1][:300]
 
 
@@ -130,5 +131,8 @@ def closing(study: Study, n_trials: int, names: Sequence[str]) -> str:
         text += f"; {len(best)} on the front"
     else:
         text += f"; best: {line(best[0], names)}"
-    more = finished(found) < n_trials
-    return f"{text}\nThe same command goes on with the rest" if more else text
+    rest = n_trials - finished(found)
+    if rest > found["running"]:
+        return f"{text}\nThe same command goes on with the rest"
+    elsewhere = "The rest runs in other sweeps; if one dies, the same command goes on with it"
+    return f"{text}\n{elsewhere}" if rest > 0 else text

@@ -38,12 +38,12 @@ def build(
     options: Mapping[str, Any],
     seed: int | None,
     space: Mapping[str, BaseDistribution],
-    asked: int,
+    stream: int,
 ) -> BaseSampler:
     """The sampler called `sampler`, or built from a node with a `_target_`.
 
-    A study that has `asked` trials goes on with another stream of random numbers, since the
-    first one would give the same trials again.
+    Each `stream` is another sequence of random numbers: a study that goes on would get its first
+    trials again from the first one.
     """
     if isinstance(sampler, Mapping):
         return instantiate(dict(sampler))
@@ -61,7 +61,7 @@ def build(
     if unknown:
         raise ValueError(f"sampler_options: {sampler} takes no {unknown[0]!r}; valid: {valid}")
     # A quasi-random sequence counts its points in the study, and must stay the same one.
-    further = 0 if sampler == "qmc" else asked
+    further = 0 if sampler == "qmc" else stream
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # so Optuna calls half of them
         return target(**{"seed": None if seed is None else seed + further, **options})
@@ -85,17 +85,19 @@ class Grid(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The first combination that no trial has or waits to have."""
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        taken = {self._point(t) for t in others}
-        points = product(*self.levels.values())
-        point = next((p for p in points if p not in taken), None)
-        return dict(zip(self.levels, point or next(product(*self.levels.values())), strict=True))
-
-    def _point(self, trial: FrozenTrial) -> tuple[Any, ...]:
-        waiting = trial.state is TrialState.WAITING
-        params = trial.system_attrs.get("fixed_params", {}) if waiting else trial.params
-        return tuple(params.get(name) for name in self.levels)
+        """The first combination that no trial has, waits to have, or is about to get."""
+        trials = study.get_trials(deepcopy=False)
+        others = [t for t in trials if t.number != trial.number and not t.user_attrs.get("again")]
+        known = [t.system_attrs.get("fixed_params", {}) | t.params for t in others]
+        taken = {tuple(map(params.get, self.levels)) for params in known}
+        points = list(product(*self.levels.values()))
+        free = [point for point in points if point not in taken] or points
+        # Other sweeps that ask at this moment see the same list, and take in the trials' order.
+        turn = sum(
+            t.state is TrialState.RUNNING and t.number < trial.number and len(params) < len(free[0])
+            for t, params in zip(others, known, strict=True)
+        )
+        return dict(zip(self.levels, free[min(turn, len(free) - 1)], strict=True))
 
     def sample_independent(
         self,

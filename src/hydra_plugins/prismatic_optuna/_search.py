@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import randbits
 from typing import Any
 
 import optuna
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 
@@ -33,6 +36,11 @@ def search(options: Options, space: Space, config: DictConfig, launcher: Any) ->
         with Claim(study, options.shared) as claim:
             prepare(study, options, space, claim)
             Search(options, space, study, claim, jobs, folders, callbacks).run(config)
+    except StorageInternalError as error:
+        reason, *_ = str(error.__cause__).splitlines()
+        raise HydraException(
+            f"the study's storage failed: {reason}\nOnce it works, the same command goes on"
+        ) from error
     finally:
         jobs.close()
 
@@ -40,9 +48,12 @@ def search(options: Options, space: Space, config: DictConfig, launcher: Any) ->
 def prepare(study: Study, options: Options, space: Space, claim: Claim) -> None:
     """What an earlier sweep left is put in order, the sampler chosen, baselines queued."""
     _study.recover(study, claim, options.max_retries)
-    study.sampler = build_sampler(options, space, len(study.get_trials(deepcopy=False)))
+    # Sweeps that share a study must not all ask for the same trials.
+    stream = randbits(31) if options.shared else len(study.get_trials(deepcopy=False))
+    study.sampler = build_sampler(options, space, stream)
     _study.warn_of_other_overrides(study, space.fixed)
-    _study.enqueue(study, options.enqueue)
+    if claim.leads():
+        _study.enqueue(study, options.enqueue)
 
 
 def build_callbacks(nodes: Any) -> list[Callback]:
@@ -65,7 +76,7 @@ def open_study(options: Options, space: Space, sweep_dir: Path) -> Study:
     return _study.open_study(storage, options.study_name or sweep_dir.name, question, pruner)
 
 
-def build_sampler(options: Options, space: Space, asked: int) -> BaseSampler:
+def build_sampler(options: Options, space: Space, stream: int) -> BaseSampler:
     return _samplers.build(
-        options.sampler, options.sampler_options, options.seed, space.params, asked
+        options.sampler, options.sampler_options, options.seed, space.params, stream
     )

@@ -1,14 +1,20 @@
 """Where a study is kept: a journal file, a database, or a node with a `_target_`."""
 
+import random
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 VALID = "journal:///path, sqlite:///file, postgresql://user@host/name, or a node with a _target_"
+PAUSES = (0.5, 1.0, 2.0)  # seconds
 
 
 def open_storage(storage: Any, sweep_dir: Path) -> BaseStorage:
@@ -23,9 +29,29 @@ def open_storage(storage: Any, sweep_dir: Path) -> BaseStorage:
     if scheme == "journal":
         return open_journal(Path(rest))
     if not scheme.startswith("sqlite"):
-        return RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+        return open_database(storage, {"pool_pre_ping": True})
     Path(rest.removeprefix("/")).absolute().parent.mkdir(parents=True, exist_ok=True)
-    return RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 60}})
+    return open_database(storage, {"connect_args": {"timeout": 60}})
+
+
+def open_database(address: str, engine: dict[str, Any]) -> RDBStorage:
+    """Open a database. Of several sweeps that create its tables at once, all but one try again."""
+    try:
+        shown = make_url(address).render_as_string(hide_password=True)
+        for pause in PAUSES:
+            with suppress(DBAPIError):
+                return RDBStorage(address, engine_kwargs=engine)
+            time.sleep(random.uniform(0, pause))
+        return RDBStorage(address, engine_kwargs=engine)
+    except ImportError:
+        raise ValueError(
+            f"storage={shown}: python has no driver for this database; PostgreSQL's is installed "
+            "by pip install 'psycopg[binary]'"
+        ) from None
+    except ArgumentError:
+        raise ValueError(f"storage={address!r}: give null, {VALID}") from None
+    except DBAPIError as error:
+        raise ValueError(f"storage={shown} cannot be opened: {error.orig}") from error
 
 
 def open_journal(path: Path) -> JournalStorage:

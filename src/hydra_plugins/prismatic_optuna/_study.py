@@ -110,6 +110,10 @@ def warn_of_other_overrides(study: Study, fixed: Sequence[str]) -> None:
     study.set_user_attr("fixed", list(fixed))
 
 
+def stored(study: Study, number: int) -> FrozenTrial:
+    return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
+
+
 def set_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Write to a trial that this process did not ask; Optuna has no public way."""
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
@@ -126,24 +130,39 @@ def enqueue(study: Study, baselines: Iterable[Mapping[str, Any]]) -> None:
 def lose(study: Study, number: int, reason: str, max_retries: int, blame: bool = True) -> None:
     """Fail a running trial whose process is gone, and queue its parameters again.
 
-    Its own losses count against `max_retries`; a sweep that was ended (`blame` false) does not.
+    Its own losses count against `max_retries`; with its sweep's end (`blame` false) none does.
     The queue is filled first: a death in between is found and finished by the next sweep.
     """
-    trials = study.get_trials(deepcopy=False)
-    trial = next(t for t in trials if t.number == number)
+    trial = stored(study, number)
     retries = trial.user_attrs.get("retries", 0) + blame
     again = retries <= max_retries
-    known = any(t.user_attrs.get("retry_of") == number for t in trials)
+    known = any(t.user_attrs.get("retry_of") == number for t in study.get_trials(deepcopy=False))
     if again and trial.params and not known:
         attrs = {"retry_of": number, "retries": retries}
         study.enqueue_trial(dict(trial.params), user_attrs=attrs)
+    fail(study, trial, reason, again)
+
+
+def give_back(study: Study, number: int, max_retries: int) -> None:
+    """Fail a trial that is one too many; what came from the queue goes back there."""
+    trial = stored(study, number)
+    reason = "another sweep asked for the last trial at the same moment"
+    if "fixed_params" in trial.system_attrs:
+        lose(study, number, reason, max_retries, blame=False)
+    else:
+        fail(study, trial, reason, again=True)
+
+
+def fail(study: Study, trial: FrozenTrial, reason: str, again: bool) -> None:
     set_attr(study, trial, "reason", reason)
     set_attr(study, trial, "again", again)
-    study.tell(number, state=TrialState.FAIL)
+    study.tell(trial.number, state=TrialState.FAIL)
 
 
 def recover(study: Study, claim: Claim, max_retries: int) -> None:
-    """Lose the trials that dead sweeps left running."""
+    """Lose the trials that dead sweeps left running; one sweep of a shared study sees to it."""
+    if not claim.leads():
+        return
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         owner = trial.user_attrs.get("owner")
         if owner == claim.owner or (owner and lives(owner, study)):
@@ -152,7 +171,7 @@ def recover(study: Study, claim: Claim, max_retries: int) -> None:
         if owner is None and claim.shared and time.time() - begun < UNCLAIMED_SECONDS:
             continue
         log.info("trial %d was lost with its sweep %s", trial.number, owner or "")
-        lose(study, trial.number, f"lost: its sweep {owner or ''} died", max_retries)
+        lose(study, trial.number, f"lost: its sweep {owner or ''} died", max_retries, blame=False)
 
 
 def is_finished(trial: FrozenTrial) -> bool:

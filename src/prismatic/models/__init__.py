@@ -1,11 +1,11 @@
 """The base transformer and its interchangeable parts."""
 
 from .init import INITS
-from .parts import MLPS, NORMS, POSITIONS, Attention, Block, Residual
+from .parts import MLPS, NORMS, POSITIONS, Attention, Block, Residual, watched
 from .sampling import generate
 from .transformer import Transformer
 
 __all__ = [
     "INITS", "MLPS", "NORMS", "POSITIONS", "Attention", "Block", "Residual", "Transformer",
-    "generate",
+    "generate", "watched",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """The kernel: which weights a view changes, by how much, and the merge of all views."""
 
-from .kernel import Draws, change, role
+from .kernel import Draws, change, modulation, role
 from .lenses import Patch
 from .merging import Merging, Views, merge, views_of
 from .options import (
@@ -40,6 +40,7 @@ __all__ = [
     "Views",
     "change",
     "merge",
+    "modulation",
     "one_of",
     "require",
     "role",

@@ -104,9 +104,12 @@ class Router(nn.Module, ABC):
         except UnroutableError as error:
             raise ValueError(self._refusal(str(error))) from error
 
-    def route(self, x_BTD: torch.Tensor) -> Routing:
-        """Routing weights of an input, in float32 at least; they sum to 1 over the views."""
-        logits = self.gate(x_BTD)
+    def route(self, x_BTD: torch.Tensor, gate: nn.Module | None = None) -> Routing:
+        """Routing weights of an input, in float32 at least; they sum to 1 over the views.
+
+        Of another `gate` than the router's own if one is given.
+        """
+        logits = (gate or self.gate)(x_BTD)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
         probs = logits.softmax(-1)
         return Routing(logits, probs.mean(0, keepdim=True) if self.level == "batch" else probs)

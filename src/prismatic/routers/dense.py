@@ -28,7 +28,7 @@ class DenseRouter(Router):
     def mixture(self, name: str, parameter: nn.Parameter) -> ExpertMixture:
         return ExpertMixture([parameter])
 
-    def route(self, x_BTD: torch.Tensor) -> Routing:
+    def route(self, x_BTD: torch.Tensor, gate: nn.Module | None = None) -> Routing:
         return Routing(x_BTD.new_zeros(1, 1, 1), x_BTD.new_ones(1, 1, 1))
 
     def forward(self, x_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -2,13 +2,17 @@
 
 import warnings
 
-from .callbacks import Checkpoints, Clock, Objectives, ProgressBar, Trial
+from .callbacks import STOP, Checkpoints, Clock, Objectives, ProgressBar, Trial
 from .data import TaskData
+from .diagnostics import Diagnostics
+from .guard import Alarm, Guard
 from .losses import cross_entropy, eml
 from .measures import RoutingMeasure, routing_measures, view_measures
 from .module import DivergedError, Learner
 from .objectives import over_seeds, steadiness, views_apart
 from .optim import Optimization
+from .pictures import Pictures
+from .sharding import FullySharded
 
 # Lightning 2.6 takes batches by index for shuffled ones where it shall repeat them, and calls
 # torch's own deprecated check at every fit; nothing a user can do. What is logged on several ranks
@@ -18,8 +22,8 @@ warnings.filterwarnings("ignore", "It is recommended to use `self.log", UserWarn
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
 __all__ = [
-    "Checkpoints", "Clock", "DivergedError", "Learner", "Objectives", "Optimization", "ProgressBar",
-    "RoutingMeasure", "TaskData", "Trial", "cross_entropy", "eml", "over_seeds", "routing_measures",
-    "steadiness",
+    "STOP", "Alarm", "Checkpoints", "Clock", "Diagnostics", "DivergedError", "FullySharded",
+    "Guard", "Learner", "Objectives", "Optimization", "Pictures", "ProgressBar", "RoutingMeasure",
+    "TaskData", "Trial", "cross_entropy", "eml", "over_seeds", "routing_measures", "steadiness",
     "view_measures", "views_apart",
 ]  # fmt: skip

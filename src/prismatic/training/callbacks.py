@@ -1,5 +1,6 @@
 """What accompanies training: the progress bar and the clock."""
 
+import io
 import json
 import os
 import time
@@ -8,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from prismatic.files import append_line, replacing
 from prismatic.perturb import one_of
 
 from .module import Learner
+
+STOP = "stop"  # the file by which a sweep ends a run; holds the reason
 
 
 class ProgressBar(TQDMProgressBar):
@@ -64,23 +70,47 @@ class Objectives(pl.Callback):
 
 
 class Trial(pl.Callback):
-    """Lets a sweep follow a run by way of its folder, and end it.
+    """Lets a sweep follow a trial by way of its folder, and end it.
 
     Every validation adds a line to `progress.jsonl`: {"step": int, "values": {objective: float}}. A
-    file `stop`, which holds a reason, ends the run there.
+    file `stop`, which holds a reason, ends the training there; `stopped` is then true on all ranks.
+    Of several trainings, one after another, each counts on from the step where the one before was
+    to end, so that two trials at the same step are equally far.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+        self.begun, self.end, self.stopped = 0, 0, False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begun, self.end = self.end, self.end + max(trainer.max_steps, 0)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        folder = Path(trainer.default_root_dir)
-        values = {name: float(trainer.callback_metrics[name]) for name in self.names}
+        metrics = trainer.callback_metrics
+        values = {name: float(metrics[name]) for name in self.names if name in metrics}
         if trainer.is_global_zero:
-            with (folder / "progress.jsonl").open("a") as file:
-                file.write(json.dumps({"step": trainer.global_step, "values": values}) + "\n")
-        if trainer.strategy.broadcast((folder / "stop").exists()):
+            step = self.begun + trainer.global_step
+            line = json.dumps({"step": step, "values": values})
+            append_line(self.folder / "progress.jsonl", line)
+        self.stopped = trainer.strategy.broadcast((self.folder / STOP).exists())
+        if self.stopped:
             trainer.should_stop = True
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Saves beside the earlier checkpoint and then renames.
+
+    Lightning copies from the system's temporary folder, and leaves half a file on a full disk.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Raises `DiskFullError`; what was there is kept then."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with replacing(Path(path)) as draft:
+            draft.write_bytes(content.getbuffer())
 
 
 class Checkpoints(ModelCheckpoint):
@@ -94,6 +124,7 @@ class Checkpoints(ModelCheckpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.dirpath = os.path.join(trainer.default_root_dir, "checkpoints")
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -5,7 +5,7 @@ from itertools import count
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from prismatic.data import Batch, Task
 from prismatic.perturb import require
@@ -40,17 +40,12 @@ class TaskData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
-        world = trainer.world_size
-        require(
-            self.batch_size % world == 0, "optim.batch_size", self.batch_size,
-            f"it is shared by {world} processes: give a multiple of {world}",
-        )  # fmt: skip
         per_step = trainer.accumulate_grad_batches
         stop = trainer.max_steps * per_step if trainer.max_steps > 0 else None
         batches = TrainBatches(
             self.task, self.batch_size, self.seed, trainer.global_step * per_step, stop,
             int(trainer.overfit_batches) or None,  # type: ignore[attr-defined]
-            trainer.global_rank, world,
+            trainer.global_rank, trainer.world_size,
         )  # fmt: skip
         return DataLoader(batches, batch_size=None)
 
@@ -61,15 +56,20 @@ class TaskData(pl.LightningDataModule):
         return self.held_out("test")
 
     def held_out(self, split: str) -> DataLoader:
-        """Every held-out row once; of several ranks each takes every world-th one.
+        """Every held-out row once, in the same batches however many ranks share them.
 
-        In a fixed mixed order, so that the first few batches are a fair sample of all domains.
+        In a fixed mixed order, so that the first few batches are a fair sample of all domains. The
+        batches are a few rows larger than `batch_size` where they do not divide evenly: every rank
+        must have its part in each.
         """
         held_out = self.task.held_out(split)
-        mixed = torch.Generator().manual_seed(0)
-        order = torch.randperm(len(held_out.tokens_BT), generator=mixed)
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        rows = [tensor[order[rank::world]] for tensor in held_out]
-        return DataLoader(TensorDataset(*rows), batch_size=self.batch_size)
+        num_rows = len(held_out.tokens_BT)
+        enough = f"{world} processes share them: give more data, at least a row to each"
+        require(num_rows >= world, f"number of {split} rows", num_rows, enough)
+        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))
+        parts = order.tensor_split(max(1, num_rows // self.batch_size))
+        batches = [Batch(*(tensor[part[rank::world]] for tensor in held_out)) for part in parts]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from .objectives import steadiness, views_apart
 from .optim import Optimization, clip_apart
 
 TINY = 1e-300  # stands for a gradient of 0 in its logarithm
-PROBE_ROWS = 16  # held-out sequences on which the views are compared
+PROBE_ROWS = 24  # held-out sequences on which views are compared and attention is looked at
 
 
 class DivergedError(FloatingPointError):
@@ -39,6 +39,14 @@ def refuse_leaks(model: Transformer, task: Task) -> None:
             "not a likelihood. Use router.level=token, or router.level=sequence router.pool=first; "
             "router.allow_leak=true measures it anyway and tags the run as leaky"
         )
+
+
+def probe_of(task: Task) -> Batch:
+    """A few held-out rows, evenly from all of them and so from all domains."""
+    held_out = task.held_out("val")
+    num_rows = len(held_out.tokens_BT)
+    rows_B = torch.linspace(0, num_rows - 1, min(PROBE_ROWS, num_rows)).long()
+    return Batch(*(part[rows_B] for part in held_out))
 
 
 class HeldOut:
@@ -84,10 +92,10 @@ class Learner(pl.LightningModule):
         super().__init__()
         refuse_leaks(model, task)
         self.model, self.task, self.optim, self.criterion = model, task, optim, criterion
-        self.live: dict[str, float] = {}
-        held_out = task.held_out("val")
-        self.probe = [part[:PROBE_ROWS] for part in (held_out.tokens_BT, held_out.targets_BT)]
+        self.nats: float | None = None  # of the last training batch
+        self.probe = probe_of(task)
         self.log_norms: list[float] = []  # of the gradient, at every step after warm-up
+        self.best_loss = math.inf  # of all validations
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         logits = self.model(batch.tokens_BT)
@@ -96,11 +104,14 @@ class Learner(pl.LightningModule):
         if self.criterion is not cross_entropy:
             nats = cross_entropy(logits.detach(), batch.targets_BT)
         loss = criterion + self.model.penalty()
-        self.stop_if_diverged(loss.detach())
-        self.log("loss/criterion", loss.detach(), sync_dist=True)
-        self.log("loss/train", nats, sync_dist=True)
+        # Reduced before it is looked at: all ranks stop at the same step, or none.
+        reduced = self.trainer.strategy.reduce(torch.stack([loss.detach(), nats]))
+        value, nats = reduced.tolist()  # type: ignore[union-attr]
+        self.stop_if_diverged(value)
+        self.log("loss/criterion", value)
+        self.log("loss/train", nats)
         self.log("optim/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.show(float(nats))
+        self.nats = nats
         return loss
 
     def on_train_batch_end(self, *args: Any) -> None:
@@ -108,22 +119,25 @@ class Learner(pl.LightningModule):
         if self.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True
 
-    def stop_if_diverged(self, loss: float | torch.Tensor) -> None:
+    def stop_if_diverged(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise DivergedError(
-                f"training stopped at step {self.global_step}: the loss is {float(loss)}. What "
+                f"training stopped at step {self.global_step}: the loss is {loss}. What "
                 "the last validation saved is kept. Lower optim.lr, perturbation.scale or "
                 "perturbation.sparsity, or lengthen optim.warmup_steps"
             )
 
-    def show(self, nats: float) -> None:
-        """What the progress bar shows of the current step."""
+    @property
+    def live(self) -> dict[str, float]:
+        """What the progress bar shows of the last step; measured when it asks."""
+        if self.nats is None:
+            return {}
         measure = RoutingMeasure(self.model.depth, self.model.routers[0].num_experts, self.device)
         measure.update(self.model.routing, 1)
-        self.live["loss"] = nats
+        shown = {"loss": self.nats}
         if self.task.is_text:
-            self.live["bits/byte"] = nats / math.log(2)
-        self.live["routing entropy"] = measure.compute()["routing/entropy"]
+            shown["bits/byte"] = shown["loss"] / math.log(2)
+        return shown | {"routing entropy": measure.compute()["routing/entropy"]}
 
     def configure_gradient_clipping(
         self,
@@ -139,10 +153,10 @@ class Learner(pl.LightningModule):
             self.log_norms.append(math.log(max(norm, TINY)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["log_norms"] = list(self.log_norms)
+        checkpoint["log_norms"], checkpoint["best_loss"] = list(self.log_norms), self.best_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.log_norms = list(checkpoint["log_norms"])
+        self.log_norms, self.best_loss = list(checkpoint["log_norms"]), checkpoint["best_loss"]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optim.optimizer(self.model)
@@ -152,20 +166,24 @@ class Learner(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.held_out = HeldOut(self.model, len(self.task.domains), self.device)
 
-    def validation_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
-        self.held_out.update(self.model, self.model(batch[0]), Batch(*batch))
+    def validation_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        logits = self.model(batch.tokens_BT)
+        self.held_out.update(self.model, logits, batch)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         nats, by_domain = self.summed("loss/val")
         self.stop_if_diverged(nats)  # before a checkpoint is written
-        recorded = {"loss/val": nats, **self.held_out.routing.compute()}
+        self.best_loss = min(self.best_loss, nats)
+        recorded = {"loss/val": nats, "best/loss/val": self.best_loss}
+        recorded |= self.held_out.routing.compute(len(self.model.routers))
         if self.task.is_text:
             recorded["loss/bits_per_byte"] = nats / math.log(2)
         if len(by_domain) > 1:
             recorded |= {f"loss/val/{name}": loss for name, loss in by_domain.items()}
         weight_E = self.held_out.routing.total_LE.mean(0) / self.held_out.routing.count
         recorded |= view_measures(self.model, weight_E)
-        recorded |= views_apart(self.model, *(part.to(self.device) for part in self.probe))
+        recorded |= views_apart(self.model, *(part.to(self.device) for part in self.probe[:2]))
         unigram = self.task.baselines.get("unigram", math.log(self.task.vocab_size))
         recorded |= steadiness(self.log_norms, sound=nats < unigram)
         self.log_dict(recorded)
@@ -173,7 +191,7 @@ class Learner(pl.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
 
-    def test_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:

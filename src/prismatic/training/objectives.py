@@ -38,6 +38,8 @@ def views_apart(
 
     `views/disagreement` is the mean pairwise Jensen-Shannon divergence, in bits, and
     `objective/diversity` that of all views at once as a share of the most possible.
+    `views/closest` is how far the log-probabilities of the two closest views are apart, the root
+    mean square in nats: it stays above 0 where a broken model is sure of one token.
     `views/{i}/loss` is in nats and `views/excess` the worst view's less the clean one's.
     `views/useful_diversity` is what the views' geometric mean gains over the best of them: negative
     where they only add noise. Empty for one view.
@@ -53,11 +55,13 @@ def views_apart(
         for i in range(num_views)
         for j in range(i)
     ]
+    differences = [logp_EKV[i] - logp_EKV[j] for i in range(num_views) for j in range(i)]
     together = entropy(p_EKV.mean(0)).mean() - alone_E.mean()
     loss_E = [float(F.nll_loss(logp_KV, target_K)) for logp_KV in logp_EKV]
     geometric = float(F.nll_loss(logp_EKV.mean(0).log_softmax(-1), target_K))
     return {
         "views/disagreement": float(torch.stack(pairs).mean()) / math.log(2),
+        "views/closest": min(float(logp.square().mean().sqrt()) for logp in differences),
         "objective/diversity": float(together) / math.log(num_views),
         "views/excess": max(loss_E) - loss_E[0],
         "views/useful_diversity": min(loss_E) - geometric,

@@ -9,6 +9,8 @@ from torch import nn
 from prismatic.models import Transformer
 from prismatic.perturb import require
 
+from .sharding import whole
+
 
 def split_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trunk and router parameters: each trained parameter is in exactly one."""
@@ -80,7 +82,7 @@ def clip_apart(model: Transformer, limit: float) -> float:
     Apart, so that a router's gradient cannot shrink the trunk's step.
     """
     norms = [
-        nn.utils.clip_grad_norm_(group, limit)
+        whole(nn.utils.clip_grad_norm_(group, limit))
         for group in split_parameters(model)
         if any(p.grad is not None for p in group)
     ]

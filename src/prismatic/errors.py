@@ -1,0 +1,36 @@
+"""What led to an error, and the error of a full disk."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+
+
+class DiskFullError(OSError):
+    """A file could not be written for lack of space; what was there before is whole."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it, the deepest last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turn the system's error of a full disk, which names no file, into a `DiskFullError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise DiskFullError(
+            f"{path} cannot be written: the disk is full, or your share of it ({free:.1f} MiB are "
+            "free). Nothing that was there is lost. Make room there, or name a folder on another "
+            "disk with PRISMATIC_OUTPUTS"
+        ) from error

@@ -1,0 +1,25 @@
+"""Runs in MLflow: a Lightning logger that writes in batches and survives an outage of the store.
+
+Reading order: `store.py` (the store and its errors), `run.py` (a run in it), `spool.py` (what waits
+while the store has an outage), `logger.py`.
+"""
+
+import os
+
+from .logger import MLflowLogger, flatten
+from .run import Run, end_run
+from .spool import UNSENT, Spool, send
+from .store import WORKFLOW, connect
+
+# Telemetry reports to MLflow's makers from a thread: only for a user who asks for it. MLflow reads
+# this as it is imported, which the fork server of a sweep does before anything connects.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# MLflow's own patience is minutes: its retries would hold up training, which has the spool.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a connection may have been closed
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+__all__ = [
+    "UNSENT", "WORKFLOW", "MLflowLogger", "Run", "Spool", "connect", "end_run", "flatten", "send",
+]  # fmt: skip

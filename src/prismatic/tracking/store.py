@@ -1,0 +1,118 @@
+"""Where runs are kept: a client for the store, and whether an error of it will pass."""
+
+import logging
+import os
+import re
+import shlex
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prismatic.errors import FULL_DISK, causes
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+PASSING = {  # what sqlite says when a database is in use or a disk is full
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+}  # fmt: skip
+# Without these MLflow's UI opens an experiment as a collection of chat traces, and shows no runs.
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+WORKFLOW = "workflowType=machine_learning"
+
+
+def connect(tracking_uri: str) -> "MlflowClient":
+    """A client for the store. A missing sqlite store is created, once for all that ask."""
+    from mlflow import MlflowClient
+    from sqlalchemy.exc import DatabaseError
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING"))
+    for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print the errors that they raise
+    if tracking_uri.startswith(SQLITE):
+        path = Path(tracking_uri.removeprefix(SQLITE))
+        if not path.exists():
+            _create_sqlite(path)
+        path.open("rb").close()  # MLflow tries for minutes to open what cannot be opened
+    try:
+        return MlflowClient(tracking_uri=tracking_uri)
+    except DatabaseError as error:
+        if outage(error):
+            raise
+        raise ValueError(
+            f"tracking_uri={without_password(tracking_uri)} is no database of MLflow ({error.orig})"
+        ) from error
+
+
+def _create_sqlite(path: Path) -> None:
+    """Build the database under another name: a file at `path` is always a whole store."""
+    from filelock import FileLock
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f"{path.name}.lock")
+    lock.touch()  # says what is wrong with a folder; FileLock would wait
+    with FileLock(lock):
+        if not path.exists():
+            draft = path.with_name(f"{path.name}.draft")
+            draft.unlink(missing_ok=True)  # left by a process that died here
+            store = SqlAlchemyStore(f"{SQLITE}{draft}", str(path.with_name("mlartifacts")))
+            store.engine.dispose()
+            draft.rename(path)
+
+
+def experiment_id(client: "MlflowClient", name: str, tracking_uri: str) -> str:
+    """The id of the experiment, which is created if it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    folder = str(Path(tracking_uri.removeprefix(SQLITE)).with_name("mlartifacts"))
+    location = folder if tracking_uri.startswith(SQLITE) else None
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, location, tags=TRAINING)
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:  # otherwise another process was quicker
+                raise
+    return found.experiment_id
+
+
+def outage(error: BaseException) -> str | None:
+    """What keeps the store from doing now what it may do later; None if a user has to mend it.
+
+    It gives no answer, is too busy or broken (status 429 or 5xx), is locked, or its disk is full.
+    """
+    from requests import exceptions as http
+    from sqlalchemy.exc import OperationalError
+
+    for cause in causes(error):
+        if isinstance(cause, http.SSLError):
+            return None
+        if isinstance(cause, http.ConnectionError | http.RetryError | http.ChunkedEncodingError):
+            reason = getattr(cause.args[0], "reason", cause)
+            return str(reason.__cause__ or reason)
+        if isinstance(cause, OperationalError):
+            code = getattr(cause.orig, "sqlite_errorcode", None)
+            passing = code is None or code & 0xFF in PASSING  # the other bits say where
+            return str(cause.orig) if passing else None
+        if isinstance(cause, OSError) and cause.errno in FULL_DISK:
+            return str(cause)
+    return None
+
+
+def without_password(tracking_uri: str) -> str:
+    """The store's address as it may be shown."""
+    return re.sub(r"//([^:/@]*):[^/@]*@", r"//\1:***@", tracking_uri)
+
+
+def page(tracking_uri: str, experiment_id: str, run_id: str) -> str:
+    """Where a person finds a run: its address, below the command that serves a local one."""
+    path = f"/#/experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}"
+    store = without_password(tracking_uri)
+    if store.startswith("http"):
+        return store.rstrip("/") + path
+    command = f"mlflow ui --backend-store-uri {shlex.quote(store)} --host 127.0.0.1"
+    return f"{command}\nhttp://127.0.0.1:5000{path}"

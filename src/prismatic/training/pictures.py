@@ -1,0 +1,48 @@
+"""Draws what a run recorded, as files of the run and as artifacts of its loggers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from prismatic.perturb import require
+from prismatic.report import FOLDER, write_report
+from prismatic.report.record import FILE, read
+
+
+class Pictures(pl.Callback):
+    """Writes the pictures of a run's record and `report.html` into the folder `report` of the run.
+
+    After every `every`-th validation (0: none) and at the end, whichever way the run ends. A logger
+    with `log_file` gets a copy of them and of the record. Belongs after what writes the record.
+    """
+
+    def __init__(self, every: int = 5) -> None:
+        require(every >= 0, "callbacks.pictures.every", every, "give a whole number >= 0")
+        self.every, self.validations = every, 0
+
+    def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.validations += 1
+        if self.every and self.validations % self.every == 0:
+            self.draw(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.draw(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.draw(trainer)
+
+    def draw(self, trainer: pl.Trainer) -> None:
+        """Draw what is recorded so far; nothing above rank 0 and for a run without a record."""
+        folder = Path(trainer.default_root_dir)
+        recorded = folder / FILE
+        if not (trainer.is_global_zero and recorded.is_file()):
+            return
+        name = getattr(trainer.logger, "run_name", None)
+        title = f"{name}: {folder.name}" if name else folder.name
+        files = write_report(read(recorded), folder / FOLDER, title)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_file"):
+                logger.log_file(recorded)
+                for path in files:
+                    logger.log_file(path, FOLDER)
