@@ -22,7 +22,7 @@ train: env ## the main job: two minutes of training on two cores
 	$(RUN) src/train.py perturbation=attractive focal=radial_helical
 
 test: env ## the default tests: a few minutes
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile
 
 test-slow: env ## the tests marked slow
 	$(RUN) -m pytest -q -m slow

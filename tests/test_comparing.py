@@ -8,7 +8,7 @@ import pytest
 from prismatic.comparing import compare
 from prismatic.report import compute_differences, draw_comparison, record
 from prismatic.runs import CONFIG
-from prismatic.tracking import MLflowLogger
+from prismatic.tracking.logger import MLflowLogger
 
 from .report import records
 from .tiny import CONF, composed

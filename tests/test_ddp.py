@@ -16,7 +16,8 @@ from .test_end_to_end import command
 from .tiny import IID, MODEL, ROOT, composed
 
 SMALL = [
-    *MODEL, *IID, "~callbacks.progress", "trainer.accelerator=cpu", "optim.batch_size=4",
+    *MODEL, *IID, "~callbacks.progress", "~callbacks.pictures", "trainer.accelerator=cpu",
+    "optim.batch_size=4",
     "optim.warmup_steps=1", "trainer.max_steps=6", "trainer.val_check_interval=3",
     "trainer.log_every_n_steps=1",
 ]  # fmt: skip

@@ -21,7 +21,12 @@ from .tiny import text_data, tiny
 def run_dir(tmp_path):
     """A finished run on text, with checkpoints."""
     folder = tmp_path / "run"
-    run(tiny(*text_data(tmp_path), "callbacks=default", "~callbacks.progress"), folder)
+    run(
+        tiny(
+            *text_data(tmp_path), "callbacks=default", "~callbacks.progress", "~callbacks.pictures"
+        ),
+        folder,
+    )
     return folder
 
 
@@ -199,7 +204,12 @@ def test_a_trial_is_called_by_its_number():
 
 def test_a_weak_perturbation_is_told_with_its_remedy(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="prismatic")
-    watched = ["callbacks=default", "~callbacks.progress", "~callbacks.checkpoint"]
+    watched = [
+        "callbacks=default",
+        "~callbacks.progress",
+        "~callbacks.pictures",
+        "~callbacks.checkpoint",
+    ]
     run(tiny("experiment=willow", "perturbation.scale=0.01", *watched), tmp_path / "weak")
     warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1 and "focal.units=fraction focal.length=0.1" in warned[0]
@@ -222,7 +232,12 @@ def test_debug_runs_come_to_their_end(name, tmp_path):
 
 
 def test_training_ends_with_a_validation_whatever_the_interval(tmp_path):
-    options = ["callbacks=default", "~callbacks.progress", "trainer.max_steps=5"]
+    options = [
+        "callbacks=default",
+        "~callbacks.progress",
+        "~callbacks.pictures",
+        "trainer.max_steps=5",
+    ]
     for interval in (3, 1000):
         folder = tmp_path / str(interval)
         run(tiny(*options, f"trainer.val_check_interval={interval}"), folder)

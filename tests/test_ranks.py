@@ -22,7 +22,7 @@ SMALL = [
     "data.held_out_tokens=112", "model.depth=3", "optim.total_steps=4", "trainer.max_steps=4",
     "trainer.val_check_interval=2",
 ]  # fmt: skip
-KEPT = ["callbacks=default", "~callbacks.progress", "~callbacks.clock"]
+KEPT = ["callbacks=default", "~callbacks.progress", "~callbacks.pictures", "~callbacks.clock"]
 DROPPING = [*KEPT, "router.expert_dropout=0.5"]
 HALF = "trainer.max_steps=2"
 # Gradients are summed in another order, and the optimiser magnifies the last bits.

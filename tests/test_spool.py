@@ -20,7 +20,8 @@ from sqlalchemy.exc import DBAPIError
 
 from prismatic import tracking
 from prismatic.experiment import run
-from prismatic.tracking import UNSENT, MLflowLogger, connect, end_run, send
+from prismatic.tracking import UNSENT, connect, end_run, send
+from prismatic.tracking.logger import MLflowLogger
 from prismatic.tracking.store import outage
 
 from .tiny import tiny
@@ -83,7 +84,7 @@ def whole_run(store, folder, **options):
     plot.write_bytes(bytes(range(256)) * 3)
     ticks = count(1_700_000_000_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking.logger, "milliseconds", lambda: next(ticks))
+        patch.setattr(tracking.recorder, "milliseconds", lambda: next(ticks))
         logger = MLflowLogger(
             store, run_name="a run", tags={"focal": "none"}, buffer=3, spool=folder / UNSENT,
             **options,

@@ -20,7 +20,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from prismatic import provenance as provenance_module
 from prismatic import tracking
 from prismatic.provenance import provenance
-from prismatic.tracking import MLflowLogger, connect
+from prismatic.tracking import connect
+from prismatic.tracking.logger import MLflowLogger
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ from prismatic.runs import (
 )
 from prismatic.summary import report_strength, summarise
 from prismatic.tags import choice_tags, run_name
-from prismatic.tracking import UNSENT, MLflowLogger
+from prismatic.tracking import UNSENT
+from prismatic.tracking.logger import MLflowLogger
 from prismatic.training import (
     STOP,
     DivergedError,

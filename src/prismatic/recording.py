@@ -10,10 +10,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from prismatic.data import Task
 from prismatic.files import write_text
 from prismatic.models import Transformer
-from prismatic.paths import ROOT
+from prismatic.paths import ROOT, in_sweep
 from prismatic.provenance import provenance
 from prismatic.runs import CONFIG, MANIFEST
-from prismatic.tracking import MLflowLogger
+from prismatic.tracking.logger import MLflowLogger
 
 
 @rank_zero_only
@@ -37,7 +37,7 @@ def record(
     write_text(run_dir / MANIFEST, json.dumps(manifest, indent=2))
     if logger is None:
         return
-    if not logger.prefix:
+    if not (logger.prefix or in_sweep()):  # a trial's are there already
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     logger.log_artifact_text(CONFIG, resolved)
     logger.log_artifact_json(MANIFEST, manifest)

@@ -2,14 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
+from hydra import initialize_config_dir
 
 from prismatic import bench
+from prismatic.bench.logging import bench as logging
+from prismatic.bench.paired import compare
+from prismatic.bench.recording import bench as recording
 from prismatic.bench.step import NaiveRouter, Sizes, build
 from prismatic.bench.sweep import bench as sweep
 from prismatic.bench.sweep import commands
 
-from ..tiny import composed
+from ..tiny import CONF, IID, composed
+from ..tiny import MODEL as TINY
 
 STEP = ["bench=step", "bench.rounds=2", "bench.dim=16", "bench.hidden=32", "bench.num_heads=2"]
 STEP += ["bench.batch=2", "bench.seq_len=8", "bench.patterns=[default]", "bench.levels=[token]"]
@@ -54,3 +60,27 @@ def test_the_sweep_bench_counts_training_apart():
     (row,) = result["cases"]
     assert row["trials"] == 3 and 0 < row["training"] < 2 * row["wall"]
     assert "grid" in table
+
+
+def test_what_a_case_adds_is_a_share_of_the_first_with_its_interval():
+    seconds_RC = np.array([[1.0, 1.1], [3.0, 3.3], [2.0, 2.2]])
+    first, second = compare(["bare", "more"], seconds_RC)
+    assert first["added"] == first["low"] == first["high"] == 0
+    assert second["added"] == pytest.approx(0.1) and second["seconds"] == pytest.approx(2.2)
+    assert second["low"] < 0.1 < second["high"]
+
+
+def test_the_logging_bench_gives_every_way_its_steps():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        result, table = logging([*TINY, *IID, "optim.batch_size=2"], num_metrics=3, rounds=2)
+    names = ["none", "connector", "direct", "prismatic", "stock"]
+    assert [row["case"] for row in result["cases"]] == names
+    assert all(row["seconds"] > 0 and row["case"] in table for row in result["cases"])
+
+
+@pytest.mark.slow
+def test_the_recording_bench_trains_every_case():
+    cases = {"bare": ["logger=none", "~callbacks.diagnostics"], "diagnostics": ["logger=none"]}
+    result, _ = recording(cases, rounds=2, overrides=["debug=tiny"])
+    assert [row["case"] for row in result["cases"]] == list(cases)
+    assert all(row["seconds"] > 0.1 for row in result["cases"])

@@ -15,7 +15,12 @@ from prismatic.training import Diagnostics, DivergedError
 
 from ..tiny import TEXT, fit, tiny
 
-WATCHED = ["callbacks=default", "~callbacks.progress", "~callbacks.checkpoint"]
+WATCHED = [
+    "callbacks=default",
+    "~callbacks.progress",
+    "~callbacks.pictures",
+    "~callbacks.checkpoint",
+]
 
 
 def diagnosed(folder, *overrides, **options):
@@ -113,7 +118,12 @@ def test_a_run_is_the_same_with_and_without(tmp_path):
 
 
 def test_a_resumed_run_has_the_twins_of_its_first_part(tmp_path):
-    kept = ["callbacks=default", "~callbacks.progress", "trainer.val_check_interval=2"]
+    kept = [
+        "callbacks=default",
+        "~callbacks.progress",
+        "~callbacks.pictures",
+        "trainer.val_check_interval=2",
+    ]
     options = [*two_domains(tmp_path), *kept, "optim.total_steps=4"]
     fit(tmp_path / "whole", *options, "trainer.max_steps=4")
     fit(tmp_path / "part", *options, "trainer.max_steps=2")

@@ -106,7 +106,12 @@ RESUMED = {
 
 @pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
 def test_resuming_continues_bit_for_bit(options, tmp_path):
-    common = ["callbacks=default", "~callbacks.progress", "optim.total_steps=40"]
+    common = [
+        "callbacks=default",
+        "~callbacks.progress",
+        "~callbacks.pictures",
+        "optim.total_steps=40",
+    ]
     common += ["trainer.val_check_interval=20", "trainer.limit_val_batches=2"]
     common += [*options, *text_data(tmp_path)]
     whole, expected = fit(tmp_path / "whole", *common, "trainer.max_steps=40")
@@ -152,7 +157,7 @@ def test_divergence_stops_the_run_and_says_what_to_do(tmp_path):
 
 def test_divergence_keeps_the_last_checkpoint(tmp_path):
     config = tiny(
-        "callbacks=default", "~callbacks.progress", "trainer.max_steps=10",
+        "callbacks=default", "~callbacks.progress", "~callbacks.pictures", "trainer.max_steps=10",
         "trainer.val_check_interval=2",
     )  # fmt: skip
     parts = build(config, tmp_path)
@@ -171,7 +176,7 @@ def test_divergence_keeps_the_last_checkpoint(tmp_path):
 
 def test_a_divergence_in_the_last_step_is_no_result(tmp_path):
     """The weights break in the very step after which the run would be measured."""
-    checkpoints = ["callbacks=default", "~callbacks.progress"]
+    checkpoints = ["callbacks=default", "~callbacks.progress", "~callbacks.pictures"]
     with pytest.raises(DivergedError, match="step 1: the loss is nan"):
         fit(tmp_path, "optim.lr=1e30", "optim.warmup_steps=0", "trainer.max_steps=1", *checkpoints)
     assert not list(tmp_path.glob("checkpoints/*.ckpt")), "no broken weights are kept"
@@ -240,8 +245,8 @@ def test_a_clip_value_that_would_turn_or_stop_training_is_refused(tmp_path):
 def test_the_last_checkpoint_is_the_last_even_where_it_is_not_the_best(tmp_path):
     """On noise the held-out loss soon rises."""
     fit(
-        tmp_path, "callbacks=default", "~callbacks.progress", "optim.lr=0.05",
-        "trainer.max_steps=8", "trainer.val_check_interval=2",
+        tmp_path, "callbacks=default", "~callbacks.progress", "~callbacks.pictures",
+        "optim.lr=0.05", "trainer.max_steps=8", "trainer.val_check_interval=2",
     )  # fmt: skip
     steps = {
         name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)[

@@ -21,16 +21,20 @@ if TYPE_CHECKING:
     from prismatic.sweeps.parent import Parent
 
 BEGIN, END = 120.0, 60.0  # seconds to wait for MLflow: before the first trial, and at last
+PAUSE = 0.5  # seconds
 TABLES = ("trials.csv", "optimization_results.yaml")
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Does tasks in a thread, once for all who asked meanwhile. Their first error is logged."""
+    """Does tasks in a thread, once for all who asked meanwhile. Their first error is logged.
+
+    Between two rounds it pauses, so that the sweep first fills the slot of the trial that ended.
+    """
 
     def __init__(self, *tasks: Callable[[], None]) -> None:
-        self.tasks, self.complained, self.over = tasks, False, False
+        self.tasks, self.complained, self.over = tasks, False, Event()
         self.asked: SimpleQueue[Event] = SimpleQueue()
         Thread(target=self._serve, daemon=True, name="overview of the sweep").start()
 
@@ -42,16 +46,18 @@ class Worker:
 
     def finish(self, seconds: float) -> bool:
         """Have the tasks done for the last time; whether that took no longer."""
-        self.over = True
+        self.over.set()
         return self.ask().wait(seconds)
 
     def _serve(self) -> None:
-        over = False
+        over, pause = False, 0.0
         while not over:
             waiting = [self.asked.get()]
+            self.over.wait(pause)
+            pause = PAUSE
             while not self.asked.empty():
                 waiting.append(self.asked.get())
-            over = self.over
+            over = self.over.is_set()
             for task in self.tasks:
                 self._do(task)
             for done in waiting:

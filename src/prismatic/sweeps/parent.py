@@ -19,12 +19,14 @@ from hydra_plugins.prismatic_optuna._reading import counts, finished, gist
 from prismatic.metrics import SCORE
 from prismatic.report.front import FIRST, compute_front, compute_history
 from prismatic.sweeps import standing, views
-from prismatic.tracking import MLflowLogger, connect
+from prismatic.tracking import Recorder, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+# Not the Lightning logger of the trials: importing that takes longer than a trial.
+RECORDER = f"{Recorder.__module__}.{Recorder.__qualname__}"
 RUN = "mlflow_run"  # the study's attribute that names its run
 STATE = "state"  # the tag that says how a trial ended
 REASON_LENGTH, NOTE_LENGTH = 5000, 6000  # MLflow's longest tag has 8000 characters
@@ -44,9 +46,9 @@ class Parent:
         self.client = connect(config.logger.tracking_uri)
         known = study.user_attrs.get(RUN)
         known = known if known and is_active(self.client, known) else None
-        self.logger: MLflowLogger = instantiate(
-            config.logger, run_name=self.name, tags={"sweep": self.name}, run_id=known,
-            parent_run_id=None,
+        self.logger: Recorder = instantiate(
+            config.logger, _target_=RECORDER, run_name=self.name, tags={"sweep": self.name},
+            run_id=known, parent_run_id=None,
         )  # fmt: skip
         self.id = self.logger.version
         study.set_user_attr(RUN, self.id)

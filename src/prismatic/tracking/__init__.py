@@ -1,12 +1,13 @@
-"""Runs in MLflow: a Lightning logger that writes in batches and survives an outage of the store.
+"""Runs in MLflow, written in batches and through an outage of the store.
 
 Reading order: `store.py` (the store and its errors), `run.py` (a run in it), `spool.py` (what waits
-while the store has an outage), `logger.py`.
+while the store has an outage), `recorder.py`, `logger.py` (the recorder as a Lightning logger; by
+itself, since a sweep's own process is to be there without Lightning).
 """
 
 import os
 
-from .logger import MLflowLogger, flatten
+from .recorder import Recorder, flatten
 from .run import Run, end_run
 from .spool import UNSENT, Spool, send
 from .store import WORKFLOW, connect
@@ -21,5 +22,5 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a connection ma
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 __all__ = [
-    "UNSENT", "WORKFLOW", "MLflowLogger", "Run", "Spool", "connect", "end_run", "flatten", "send",
+    "UNSENT", "WORKFLOW", "Recorder", "Run", "Spool", "connect", "end_run", "flatten", "send",
 ]  # fmt: skip

@@ -1,13 +1,8 @@
-"""The logger: Lightning's interface, a buffer of metrics, and how a run ends."""
+"""The recorder as a Lightning logger."""
 
-import json
 import logging
-import secrets
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
 from pytorch_lightning.loggers import Logger
@@ -16,162 +11,31 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from prismatic.errors import causes
 
-from .spool import Spool
-from .store import SQLITE, without_password
+from .recorder import REASON_LENGTH, Recorder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STATUSES = ("FINISHED", "FAILED", "KILLED")
-PARAM_LENGTH = 6000  # MLflow cuts a longer one
-REASON_LENGTH = 2000
-
 log = logging.getLogger(__name__)
 
 
-class MLflowLogger(Logger):
-    """Writes one MLflow run, opened at the first use; a Lightning logger that also works alone.
+class MLflowLogger(Recorder, Logger):
+    """A `Recorder` for a `Trainer`; above rank 0 nothing happens.
 
-    `tracking_uri` is `sqlite:////absolute/path.db` (a relative path starts at the working
-    directory; what is missing is created), `http(s)://host:port` or what else MLflow accepts. A
-    sqlite store keeps artifacts in `mlartifacts` beside its file. `run_id` resumes that run,
-    `parent_run_id` nests a new one. One write costs as much as a hundred metrics, so up to `buffer`
-    of them wait, for `flush_seconds` while more arrive; only a process killed outright loses them.
-    While the store has an outage, everything waits in the file `spool` (see `Spool`). What is
-    logged while `prefix` is set gets it before its name; then it is one of several Lightning runs
-    in one of MLflow's, which does not end with it. MLflow's databases keep NaN, and an infinity as
-    the largest float. Above rank 0 nothing happens.
+    While `prefix` is set, it is one of several Lightning runs in one of MLflow's, which does not
+    end with it.
     """
 
-    def __init__(
-        self,
-        tracking_uri: str,
-        experiment_name: str = "prismatic",
-        run_name: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        run_id: str | None = None,
-        parent_run_id: str | None = None,
-        buffer: int = 1000,
-        flush_seconds: float = 10.0,
-        spool: str | Path | None = None,
-    ) -> None:
-        super().__init__()
-        if not (buffer >= 1 and flush_seconds >= 0):
-            raise ValueError(f"{buffer=} must be at least 1, {flush_seconds=} at least 0")
-        if tracking_uri.startswith(SQLITE):
-            tracking_uri = f"{SQLITE}{Path(tracking_uri.removeprefix(SQLITE)).absolute()}"
-        self.tracking_uri = tracking_uri
-        self.experiment_name = experiment_name
-        self.run_name = run_name
-        self.tags = dict(tags or {})
-        if parent_run_id:
-            self.tags["mlflow.parentRunId"] = parent_run_id
-        self.buffer = buffer
-        self.flush_seconds = flush_seconds
-        self.prefix = ""
-        self.spool = Spool(Path(spool).absolute() if spool else None, flush_seconds)
-        self._run_id = run_id or ""
-        self._open = False
-        self._waiting: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
-        self._flushed = time.monotonic()
-        self._status = "RUNNING"
-
-    @property
-    def name(self) -> str:
-        """The experiment's name."""
-        return self.experiment_name
-
-    @property
-    def version(self) -> str:
-        """The run's id; opens the run. Empty while it waits to be created, and above rank 0."""
-        _ = self.experiment
-        return self.spool.run.run_id or self._run_id
+    _call = rank_zero_only(Recorder._call)
+    log_metrics = rank_zero_only(Recorder.log_metrics)
+    save = rank_zero_only(Recorder.save)  # Lightning calls it after each `log_metrics`
+    flush = rank_zero_only(Recorder.flush)
+    end = rank_zero_only(Recorder.end)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "MlflowClient | None":
-        """MLflow's client; opens the run. None while its store cannot be opened."""
-        if not self._open:
-            self._begin()
-            self._open = True
-        return getattr(self.spool.run, "client", None)
-
-    def _begin(self) -> None:
-        from mlflow.tracking.context.registry import resolve_tags
-
-        if self._run_id:
-            self.spool.call("find", tracking_uri=self.tracking_uri, run_id=self._run_id)
-            self.spool.call("resume", name=self.run_name, tags=self.tags)
-        else:
-            self.spool.call(
-                "create", tracking_uri=self.tracking_uri, experiment=self.experiment_name,
-                name=self.run_name, uid=secrets.token_hex(8), time=milliseconds(),
-                tags=resolve_tags(self.tags),  # adds user, script, commit: columns of MLflow's UI
-            )  # fmt: skip
-
-    @rank_zero_only
-    def _call(self, method: str, **arguments: Any) -> None:
-        _ = self.experiment
-        self.spool.call(method, **arguments)
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Queue metrics at `step` (0 if None); written when the buffer is full or old."""
-        if len(self._waiting) + len(metrics) > self.buffer:
-            self.flush()
-        now = milliseconds()
-        named = ((f"{self.prefix}{key}", float(value)) for key, value in metrics.items())
-        self._waiting += [(key, value, now, step or 0) for key, value in named]
-        self._status = "RUNNING"
-        self.save()
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Flush if `flush_seconds` have passed; Lightning calls this after each `log_metrics`."""
-        if time.monotonic() - self._flushed >= self.flush_seconds:
-            self.flush()
-
-    @rank_zero_only
-    def flush(self) -> None:
-        """Write every waiting metric; on an error they go on waiting (writing twice is safe)."""
-        if self._waiting:
-            self._call("log_metrics", metrics=self._waiting)
-            self._waiting = []
-        self._flushed = time.monotonic()
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Record a nested mapping under dotted names, as typed (`perturbation.scale`).
-
-        A value of more than 6000 characters is kept whole as the artifact `params/<name>.txt`. As
-        MLflow never changes a parameter, a resumed run's new value is the tag `changed.<name>`.
-        """
-        values = {key: self._fitting(key, value) for key, value in flatten(params)}
-        self._call("log_params", params=values)
-
-    def _fitting(self, key: str, value: str) -> str:
-        if len(value) <= PARAM_LENGTH:
-            return value
-        self.log_artifact_text(f"params/{key}.txt", value)
-        pointer = f"... [whole value: params/{key}.txt]"
-        return value[: PARAM_LENGTH - len(pointer)] + pointer
-
-    def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags of the run; values become text."""
-        self._call("set_tags", tags={key: str(value) for key, value in tags.items()})
-
-    def log_artifact_text(self, name: str, text: str) -> None:
-        """Store `text` as the artifact `name`, a path with `/` inside the run."""
-        self._call("log_artifact", name=f"{self.prefix}{name}", content=text)
-
-    def log_artifact_json(self, name: str, obj: Any) -> None:
-        """Store `obj` as JSON; what JSON does not know becomes text."""
-        self.log_artifact_text(name, json.dumps(obj, indent=2, default=str) + "\n")
-
-    def log_file(self, path: str | Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts, under `folder` if given."""
-        content = Path(path).read_bytes().decode(errors="surrogateescape")
-        name = f"{folder}/{Path(path).name}" if folder else Path(path).name
-        self._call("log_artifact", name=f"{self.prefix}{name}", content=content)
+        return super().experiment
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -198,57 +62,8 @@ class MLflowLogger(Logger):
         if reason:
             self.set_tags({f"{self.prefix}reason": reason[:REASON_LENGTH]})
 
-    @rank_zero_only
-    def end(self, status: str, reason: str = "") -> None:
-        """Flush and close the run as FINISHED, FAILED or KILLED; the last status wins."""
-        if status not in STATUSES:
-            raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
-        if status == self._status or not (self._open or self._waiting):
-            return
-        try:
-            self.flush()
-        finally:
-            if reason:
-                self.set_tags({"reason": reason[:REASON_LENGTH]})
-            self._call("end", status=status, time=milliseconds())
-        self.spool.retry(now=True)
-        self._status = status
-        if self.unsent and status != "FINISHED":
-            log.warning(self.unsent)
-
-    @property
-    def unsent(self) -> str:
-        """What to do about that which has not reached the store; empty if all has."""
-        if not self.spool.waits or self.spool.path is None:
-            return ""
-        folder = self.spool.path.parent
-        return (
-            f"not sent:     {self.spool.path} waits for MLflow at "
-            f"{without_password(self.tracking_uri)}\n"
-            f"send it:      python src/eval.py send={folder}"
-        )
-
-    def url(self) -> str:
-        """Where a person finds the run: its address, below the command that serves a local one."""
-        _ = self.experiment
-        return self.spool.run.page
-
 
 def reason_of(error: BaseException | None) -> str:
     """What happened, in its first line; of Hydra's errors, which say where, the cause."""
     told = next((c for c in causes(error) if not isinstance(c, HydraException)), error)
     return "" if told is None else f"{type(told).__name__}: {told}".strip(": ")
-
-
-def milliseconds() -> int:
-    """The time as MLflow counts it."""
-    return int(time.time() * 1000)
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping's entries by dotted names, as text."""
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)

@@ -21,6 +21,7 @@ class Run:
     """
 
     client: "MlflowClient"
+    again = False  # whether what is called may have been called before, with no answer heard
     run_id = ""
     experiment_id = ""
     tracking_uri = ""
@@ -32,7 +33,8 @@ class Run:
         """Create the run, or find the one that an attempt without an answer has created."""
         self.tracking_uri, self.client = tracking_uri, connect(tracking_uri)
         self.experiment_id = experiment_id(self.client, experiment, tracking_uri)
-        found = self.client.search_runs([self.experiment_id], f"tags.{UID} = '{uid}'")
+        mine = f"tags.{UID} = '{uid}'"
+        found = self.client.search_runs([self.experiment_id], mine) if self.again else []
         tags = {**tags, UID: uid}
         run = found[0] if found else self.client.create_run(self.experiment_id, time, tags, name)
         self.run_id = run.info.run_id

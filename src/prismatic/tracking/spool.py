@@ -98,6 +98,7 @@ class Spool:
     def replay(self) -> None:
         """Do what waits, but for what this object has done of it before."""
         assert self.file is not None
+        self.run.again = True
         self.file.seek(self.done)
         for line in self.file:
             if line.endswith(b"\n"):  # else a kill tore it
