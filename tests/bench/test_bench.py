@@ -70,7 +70,8 @@ def test_what_a_case_adds_is_a_share_of_the_first_with_its_interval():
     assert second["low"] < 0.1 < second["high"]
 
 
-def test_the_logging_bench_gives_every_way_its_steps():
+def test_the_logging_bench_gives_every_way_its_steps(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # Lightning's logger sets it for all to come
     with initialize_config_dir(str(CONF), version_base="1.3"):
         result, table = logging([*TINY, *IID, "optim.batch_size=2"], num_metrics=3, rounds=2)
     names = ["none", "connector", "direct", "prismatic", "stock"]
