@@ -25,7 +25,7 @@ test: env ## the default tests: a few minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile
 
 test-slow: env ## the tests marked slow
-	$(RUN) -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m slow -n auto --dist loadfile
 
 lint: env ## ruff and mypy
 	$(RUN) -m ruff check src tests

@@ -1,6 +1,7 @@
 """A sweep in the terminal: a panel that lives while trials run, and the leaders at the end."""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -188,7 +189,8 @@ def leaders(study: Study, head: list[str], rows: list[list[str]]) -> Table:
     """The front, or the best trials, as a table."""
     table = Table(box=SIMPLE_HEAD)
     for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i <= len(study.directions) else "left")
+        broken = re.sub(r"([/.])", r"\1\n", name)  # else narrow columns show their beginnings
+        table.add_column(broken, justify="right" if i <= len(study.directions) else "left")
     for row in rows:
         table.add_row(*row)
     return table
