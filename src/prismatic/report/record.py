@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from prismatic.errors import naming_full_disk
+
 FILE = "diagnostics.jsonl"
 DIGITS = 6  # significant ones, which is what a picture needs
 
@@ -44,21 +46,22 @@ class Record:
 
 
 def begin(path: Path, about: Mapping[str, Any]) -> None:
-    """Start a record, in place of any other."""
-    path.write_text(json.dumps({"about": about}) + "\n", encoding="utf-8")
+    """Start a record, in place of any other. Raises `DiskFullError`, as all that writes here."""
+    with naming_full_disk(path):
+        path.write_text(json.dumps({"about": about}) + "\n", encoding="utf-8")
 
 
 def append(path: Path, step: int, values: Mapping[str, ArrayLike]) -> None:
     """Add arrays at a step. What is not finite is kept as null, and read as NaN."""
     line = {"step": step, **{name: _plain(np.asarray(array)) for name, array in values.items()}}
-    with path.open("a", encoding="utf-8") as file:
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def note(path: Path, step: int, name: str, message: str, remedy: str) -> None:
     """Add an alarm at a step."""
     alarm = {"name": name, "message": message, "remedy": remedy}
-    with path.open("a", encoding="utf-8") as file:
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "alarm": alarm}) + "\n")
 
 

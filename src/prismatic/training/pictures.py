@@ -1,10 +1,12 @@
 """Draws what a run recorded, as files of the run and as artifacts of its loggers."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from prismatic.errors import DiskFullError, naming_full_disk
 from prismatic.perturb import require
 from prismatic.report import FOLDER, write_report
 from prismatic.report.record import FILE, read
@@ -30,7 +32,8 @@ class Pictures(pl.Callback):
         self.draw(trainer)
 
     def on_exception(self, trainer: pl.Trainer, *args: Any) -> None:
-        self.draw(trainer)
+        with suppress(DiskFullError):  # the exception itself is what to tell
+            self.draw(trainer)
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draw what is recorded so far; nothing above rank 0 and for a run without a record."""
@@ -40,7 +43,8 @@ class Pictures(pl.Callback):
             return
         name = getattr(trainer.logger, "run_name", None)
         title = f"{name}: {folder.name}" if name else folder.name
-        files = write_report(read(recorded), folder / FOLDER, title)
+        with naming_full_disk(folder / FOLDER):
+            files = write_report(read(recorded), folder / FOLDER, title)
         for logger in trainer.loggers:
             if hasattr(logger, "log_file"):
                 logger.log_file(recorded)
