@@ -12,6 +12,8 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from prismatic.experiment import build
 from prismatic.report import record
 from prismatic.training import Diagnostics, DivergedError
+from prismatic.training.about import views
+from prismatic.training.measures import changes
 
 from ..tiny import TEXT, fit, tiny
 
@@ -69,7 +71,28 @@ def test_what_is_kept_has_the_axes_of_its_name(level, tmp_path):
     np.testing.assert_allclose(share / share.sum() @ domains, expected, rtol=1e-3)
     names = "edge/pass_2/softmax_gain edge/grad_norm/top edge/grad_norm/block_1 edge/grad_spikes"
     names += " routing/mutual_information_null routing/router_1/entropy views/advertised_share"
+    names += " routing/input_dependence_null routing/pass_2/mutual_information edge/log_partition"
+    names += " routing/pass_2/merged_relative_norm loss/bits"
     assert set(names.split()) <= logged.keys()
+
+
+def test_the_lens_is_that_of_the_end(tmp_path):
+    parts, found = diagnosed(tmp_path, "optim.lr=0.1")
+    assert found.about["as_of"] == 4
+    ends = views(changes(parts.model))
+    assert found.about["change_PE"] == ends["change_PE"] and found.about["lens"] == ends["lens"]
+    begun = json.loads((tmp_path / record.FILE).read_text().splitlines()[0])["about"]
+    assert begun["change_PE"] != ends["change_PE"] and begun["views"] == found.about["views"]
+
+
+def test_twins_that_are_not_trained_depend_on_the_input_as_their_routers(tmp_path):
+    parts, found = diagnosed(tmp_path, "optim.lr=1e-30", "router.temperature=0.01")
+    trained = found.last("routing/input_dependence")
+    assert trained > 0.001
+    np.testing.assert_allclose(found.last("routing/input_dependence_null"), trained, rtol=1e-4)
+    null_L = [float(parts.trainer.callback_metrics[f"routing/pass_{t}/input_dependence_null"])
+              for t in range(2)]  # fmt: skip
+    np.testing.assert_allclose(np.mean(null_L), trained, rtol=1e-4)
 
 
 BARE = {

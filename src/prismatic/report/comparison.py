@@ -21,6 +21,8 @@ WIDTH = 44  # characters of a column on a terminal
 CAPTION = "Falling entropy: some views get more weight. Whether that is good, only the loss says."
 MEASURES = {
     "routing entropy": "routing/entropy_L",
+    "input dependence": "routing/input_dependence",
+    "its null, untrained": "routing/input_dependence_null",
     "mutual information with domain": "routing/mutual_information",
     "its null, never trained": "routing/mutual_information_null",
     "disagreement (bits)": "views/disagreement",
