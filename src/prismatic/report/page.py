@@ -1,6 +1,6 @@
 """One page per run: its pictures in reading order, as PNG files and as one HTML file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +139,12 @@ CHAPTERS: dict[str, tuple[Picture, ...]] = {
         ),
     ),
 }  # fmt: skip
+
+
+def leading(files: Sequence[Path]) -> list[Path]:
+    """Of the files of a report, the picture that each chapter begins with."""
+    first = {pictures[0].name for pictures in CHAPTERS.values()}
+    return [path for path in files if path.suffix == ".png" and path.stem in first]
 
 
 def write_report(record: Record, folder: Path, name: str) -> list[Path]:
