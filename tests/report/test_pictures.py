@@ -161,6 +161,12 @@ def test_what_routing_knows_is_drawn_beside_its_null(name, full):
         np.testing.assert_array_equal(y, full.series(f"routing/{measure}{suffix}")[1])
 
 
+def test_neighbouring_passes_differ_in_more_than_colour(full):
+    [axes] = report.draw_entropy(full).axes
+    marks = [line.get_marker() for line in axes.lines if line.get_label().startswith("pass ")]
+    assert len(set(marks)) == len(marks) == records.PASSES
+
+
 def test_attention_is_drawn_measure_by_measure(full):
     found = report.compute_attention(full)
     measures = (found.entropy_SL, found.gain_SL, found.outside_SL, found.partition_SL)

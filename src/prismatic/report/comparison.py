@@ -22,9 +22,9 @@ CAPTION = "Falling entropy: some views get more weight. Whether that is good, on
 MEASURES = {
     "routing entropy": "routing/entropy_L",
     "input dependence": "routing/input_dependence",
-    "its null, untrained": "routing/input_dependence_null",
+    "input dependence, untrained twin": "routing/input_dependence_null",
     "mutual information with domain": "routing/mutual_information",
-    "its null, never trained": "routing/mutual_information_null",
+    "mutual information, untrained twin": "routing/mutual_information_null",
     "disagreement (bits)": "views/disagreement",
 }
 

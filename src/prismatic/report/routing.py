@@ -21,6 +21,7 @@ from .missing import (
 )
 from .record import Record
 from .style import (
+    MARKERS,
     MUTED,
     SIZE,
     left_out,
@@ -106,11 +107,12 @@ def draw_entropy(figure: Figure, record: Record) -> None:
 
 
 def plot_passes(axes: Axes, step_S: Steps, value_SL: Floats) -> None:
-    """A line per pass, from dark to light, which is also its order in grey."""
+    """A line per pass, from dark to light, which is also its order in grey, with a mark each."""
     last = max(1, value_SL.shape[1] - 1)
     for t, value_S in enumerate(value_SL.T):
         colour = colormaps["cividis"](0.85 * t / last)
-        axes.plot(step_S, value_S, "o-", color=colour, markersize=4, label=f"pass {t}")
+        look = {"color": colour, "marker": MARKERS[t % len(MARKERS)], "markersize": 5}
+        axes.plot(step_S, value_S, label=f"pass {t}", **look)
 
 
 def tick_passes(axes: Axes, passes: int) -> None:
