@@ -241,6 +241,8 @@ def test_the_lens_is_of_a_matrix_and_of_a_vector_and_shows_selected_weights_only
 def test_an_unchanged_tensor_has_no_point(full):
     figure = report.draw_change(full)
     x, y = plotted(figure, "view 1")
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0.01 and 1 < high, "whole decades"
     expected = [row[1] or math.nan for row in full.about["change_PE"]]
     np.testing.assert_array_equal(x, expected)
     assert list(y) == [0, 1, 2]

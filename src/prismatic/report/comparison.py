@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from .losses import NATS, STEP
+from .losses import NATS
 from .markup import page, paragraph, picture, table
 from .missing import Floats, NothingToDrawError, Steps
 from .overview import compute_alarms, compute_reached
 from .record import Record
-from .style import LINES, MARKERS, legend, plain, png, styled, title
+from .style import LINES, MARKERS, STEP, legend, plain, png, styled, title
 
 Runs = Mapping[str, Record | None]  # by label; None where a run left no record
 NO_RECORD = "None of the runs left a record: they are older than it, or were made without it."

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .losses import NO_VALIDATION, STEP
+from .losses import NO_VALIDATION
 from .missing import Floats, NothingToDrawError, Steps, require_last, require_series
 from .record import Record
 from .routing import plot_passes, tick_passes
-from .style import ACCENT, MUTED, SIZE, legend, styled, title
+from .style import ACCENT, MUTED, SIZE, STEP, legend, styled, title
 
 NO_ATTENTION = "The model has no attention, or the run ended before its first validation."
 SOFT = 20.0  # beyond it below the row's largest logit, exp adds less than 2.1e-9

@@ -76,7 +76,7 @@ def plot_lens(lens: Lens, modulation: Axes, selected: Axes) -> None:
             color=look["color"], marker=look["marker"],
         )  # fmt: skip
     selected.axhline(0, color=MUTED, linewidth=0.8)
-    modulation.set(xlabel="position in the tensor (weights)", ylabel="modulation")
+    modulation.set(xlabel="position in the tensor (weights)", ylabel="modulation", ylim=(-1.1, 1.1))
     modulation.set_title(lens.tensor)
     modulation.locator_params(axis="x", nbins=5)
     selected.set(xlabel="position in the tensor (weights)", ylabel="relative change")
@@ -110,7 +110,14 @@ def draw_change(figure: Figure, record: Record) -> None:
     axes.set_yticks(rows, names, size=8.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set(xscale="log", xlabel="norm of the change / norm of the tensor", ylabel="tensor")
+    axes.set_xlim(*decades(found.change_PV))
     legend(figure, axes)
+
+
+def decades(value_PV: Floats) -> tuple[float, float]:
+    """The powers of ten around all that is not 0: fewer would leave a logarithmic axis bare."""
+    powers = np.log10(value_PV[value_PV > 0])
+    return 10 ** (np.floor(powers.min()) - 0.05), 10 ** (np.floor(powers.max()) + 1.05)
 
 
 def when(record: Record) -> str:

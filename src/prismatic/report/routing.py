@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .losses import NO_VALIDATION, STEP
+from .losses import NO_VALIDATION
 from .missing import (
     Floats,
     NothingToDrawError,
@@ -24,6 +24,7 @@ from .style import (
     MARKERS,
     MUTED,
     SIZE,
+    STEP,
     left_out,
     legend,
     panels,
