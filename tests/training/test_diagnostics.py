@@ -12,10 +12,11 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from prismatic.experiment import build
 from prismatic.report import record
 from prismatic.training import Diagnostics, DivergedError
-from prismatic.training.about import views
+from prismatic.training.about import lens, views
 from prismatic.training.measures import changes
 
 from ..tiny import TEXT, fit, tiny
+from .test_measures import model
 
 WATCHED = [
     "callbacks=default",
@@ -58,10 +59,10 @@ def test_what_is_kept_has_the_axes_of_its_name(level, tmp_path):
     names = "routing/sample_SLE routing/domain_null_DE routing/train_E loss/forced_E loss/domain_D"
     assert {*names.split(), "edge/logit_LQ", "edge/grad_block_B"} <= shapes(found).keys()
     assert np.shape(about["change_PE"]) == (sizes["P"], 4) and len(about["norm_E"]) == 4
-    for name, lens in about["lens"].items():
+    for name, shown in about["lens"].items():
         assert name in about["tensors"]
-        assert np.shape(lens["selected"]) == np.shape(lens["modulation"])
-        assert np.shape(lens["selected"])[1] == len(lens["position"]) <= 2000
+        assert np.shape(shown["selected"]) == np.shape(shown["modulation"])
+        assert np.shape(shown["selected"])[1] == len(shown["position"]) <= 2000
     logged = parts.trainer.callback_metrics
     np.testing.assert_allclose(found.last("loss/val"), float(logged["loss/val"]), rtol=1e-5)
     np.testing.assert_allclose(found.last("routing/weight_LE").sum(-1), 1, rtol=1e-4)
@@ -83,6 +84,18 @@ def test_the_lens_is_that_of_the_end(tmp_path):
     assert found.about["change_PE"] == ends["change_PE"] and found.about["lens"] == ends["lens"]
     begun = json.loads((tmp_path / record.FILE).read_text().splitlines()[0])["about"]
     assert begun["change_PE"] != ends["change_PE"] and begun["views"] == found.about["views"]
+
+
+def test_a_lens_is_shown_where_it_changes_most_and_evenly_where_it_is_flat():
+    focused, flat = (
+        next(change for change in changes(model("model.dim=128", focal)) if change.weight.ndim > 1)
+        for focal in ("focal=radial", "focal=none")
+    )
+    found = lens(focused)
+    assert np.abs(found["selected"]).max() == pytest.approx(float(focused.f_EP.abs().max()))
+    found = lens(flat)
+    chosen = np.array(found["position"])[np.array(found["selected"][0]) != 0]
+    assert np.mean(chosen) == pytest.approx(flat.weight.numel() / 2, rel=0.2)
 
 
 def test_twins_that_are_not_trained_depend_on_the_input_as_their_routers(tmp_path):

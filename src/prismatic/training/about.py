@@ -75,8 +75,10 @@ def lens(change: Change) -> dict[str, Any]:
     """
     num_views, numel = change.f_EP.shape
     even = torch.linspace(0, numel - 1, min(EVEN, numel)).long()
-    largest = change.f_EP.abs().amax(0).topk(min(LARGEST, numel)).indices
-    at_K = torch.cat([even, largest]).unique()
+    # In random order, so that of changes of one size not those of the first positions are kept.
+    order = torch.randperm(numel, generator=torch.Generator().manual_seed(0))
+    largest = change.f_EP.abs().amax(0)[order].topk(min(LARGEST, numel)).indices
+    at_K = torch.cat([even, order[largest]]).unique()
     shapes = [
         modulation(at_K.double(), numel, view, num_views, change.router.focal).tolist()
         for view in range(1, num_views)
