@@ -19,7 +19,9 @@ from prismatic.perturb import one_of
 from .diagnostics import Diagnostics
 from .guard import FATAL
 from .module import Learner
+from .objectives import forced_views
 
+PREDICTIONS = "predictions.pt"  # log-probabilities
 STOP = "stop"  # the file by which a sweep ends a run; holds the reason
 
 
@@ -111,6 +113,16 @@ class Trial(pl.Callback):
         if trainer.is_global_zero:
             line = json.dumps({"step": self.begun + trainer.global_step, "values": values})
             append_line(self.folder / "progress.jsonl", line)
+
+
+class Predictions(pl.Callback):
+    """Keeps in the run's folder what its views predict at last on the probe: (E, K, V)."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        probe = (part.to(pl_module.device) for part in pl_module.probe[:2])
+        logp_EKV = forced_views(pl_module.model, *probe)
+        torch.save(logp_EKV.float().cpu(), Path(trainer.default_root_dir) / PREDICTIONS)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
