@@ -19,6 +19,8 @@ SHARPEST, SPIKES = "edge/least_attention_entropy", "edge/grad_spikes"
 LOSS, RISE = "loss", "loss/rise"
 # What these lead to, one another included, is not named on top of them.
 ROOTS = ("nan", "divergence")
+# What an Optuna sweep gives a trial up for.
+FATAL = {"divergence", "router_collapse"}
 # Which thresholds are numbers from 0 to 1, and which are counts, from what on.
 SHARES = (
     "collapse_weight",
