@@ -1,8 +1,8 @@
 """Many seeds of a small model trained at once on a mixed task: full batches, exact losses.
 
 Every step sees every pair of tokens, weighted by its probability, with P(z | x, y) as its target:
-nothing is drawn, and a loss is the expectation itself. Seeds are stacked where that computes what
-each would alone; where a router selects by the weights' sizes they are trained in turn.
+nothing is drawn, and a loss is the expectation itself. Seeds of dense models are stacked, which
+computes what each would alone; those of routed models are trained in turn.
 
 Shapes: S seeds, C pairs of tokens, T positions, V vocabulary, X, Y the two tokens, E views, M heads.
 """
@@ -24,7 +24,7 @@ from prismatic.data import MixedTask
 from prismatic.experiment import build_model
 from prismatic.models import Transformer
 from prismatic.perturb import require
-from prismatic.routers import DenseRouter, SmearRouter
+from prismatic.routers import DenseRouter
 from prismatic.routers.levels import vmap_friendly
 from prismatic.stats import loss_ladder
 from prismatic.training import Optimization, cross_entropy
@@ -204,11 +204,12 @@ def train(config: DictConfig, seeds: Sequence[int]) -> dict[int, dict[str, float
 
 
 def stackable(router: nn.Module) -> bool:
-    """Whether models with this router compute the same stacked as alone.
+    """Whether a model with this router can be stacked.
 
-    Prismatic views choose entries by size, which has no batched form; dropped views are drawn.
+    Prismatic views choose entries by size, and a merge of gains has a backward pass of its own:
+    neither has a batched form.
     """
-    return isinstance(router, DenseRouter | SmearRouter) and not router.expert_dropout
+    return isinstance(router, DenseRouter)
 
 
 def trained(config: DictConfig, task: MixedTask, learners: Learners) -> list[dict[str, float]]:
