@@ -51,7 +51,9 @@ class Floor:
 
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
         """A finding per arm: the least distance above the floor, and the range over seeds."""
-        return {arm: self.finding(-values(table, arm, PASSED_BY).to_numpy()) for arm in self.regimes}
+        return {
+            arm: self.finding(-values(table, arm, PASSED_BY).to_numpy()) for arm in self.regimes
+        }
 
     def finding(self, above_N: np.ndarray) -> Finding:
         least, most = float(above_N.min()), float(above_N.max())

@@ -4,7 +4,8 @@ Every step sees every pair of tokens, weighted by its probability, with P(z | x,
 nothing is drawn, and a loss is the expectation itself. Seeds of dense models are stacked, which
 computes what each would alone; those of routed models are trained in turn.
 
-Shapes: S seeds, C pairs of tokens, T positions, V vocabulary, X, Y the two tokens, E views, M heads.
+Shapes: S seeds, C pairs of tokens, T positions, V vocabulary, X, Y the two tokens, E views, M
+heads, K either.
 """
 
 import copy
