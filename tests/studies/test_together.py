@@ -73,9 +73,8 @@ class EveryPair(MixedTask):
 
 @pytest.mark.parametrize("router", [[], ROUTED, ["router=smear", *BY_SEQUENCE]], ids=str)
 def test_a_seed_learns_what_a_run_learns_from_full_batches(router, tmp_path, monkeypatch):
+    metrics, (_, own) = weights(small(*router), [4, 5], monkeypatch)
     config = small(*router, "seed=5")
-    metrics, (_, own) = weights(config, [4, 5], monkeypatch)
-    config.data._target_ = f"{__name__}.EveryPair"
     monkeypatch.setattr("prismatic.experiment.instantiate", everything(config))
     parts = build(config, tmp_path)
     parts.trainer.fit(parts.learner, parts.data)
