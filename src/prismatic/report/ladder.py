@@ -4,15 +4,17 @@ Shapes: X, Y the two tokens, Z what is predicted, N seeds.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .style import ACCENT, COLOURS, MUTED, SIZE, panels, plain, styled, title, view_style
 
 # What each rung is called, and how its line looks: the floor is the one that stands out.
-RUNGS = {
+RUNGS: dict[str, dict[str, Any]] = {
     "H(Z)": {"color": MUTED, "linestyle": ":", "linewidth": 1.4},
     "H(Z|X)": {"color": MUTED, "linestyle": "--", "linewidth": 1.2},
     "H(Z|Y)": {"color": MUTED, "linestyle": "-.", "linewidth": 1.2},
@@ -36,6 +38,7 @@ def draw_design(
     title(figure, "The tasks: likeliest z by the two tokens, and what can be known of it (nats)")
     for axes, (name, joint_XYZ) in zip(grid, tables.items(), strict=False):
         axes.imshow(joint_XYZ.argmax(2), origin="lower")
+        show_uneven(axes, joint_XYZ.sum(2))
         ladder = ladders[name]
         lines = [f"{NAMES.get(rung, rung)}  {ladder[rung]:.3f}" for rung in RUNGS]
         axes.set(title=plain(name), xticks=[], yticks=[], ylabel="token x")
@@ -43,6 +46,14 @@ def draw_design(
         axes.grid(False)
     for spare in grid[len(tables) :]:
         spare.remove()
+
+
+def show_uneven(axes: Axes, weight_XY: np.ndarray) -> None:
+    """A circle at every pair, its area the pair's probability, where these are not all alike."""
+    if np.ptp(weight_XY) > 1e-9:
+        x_C, y_C = np.indices(weight_XY.shape).reshape(2, -1)
+        area_C = 400 * (weight_XY / weight_XY.max()).ravel() / len(weight_XY)
+        axes.scatter(y_C, x_C, area_C, color="white", edgecolors="black", linewidths=0.8)
 
 
 @styled
@@ -117,6 +128,8 @@ def draw_pairs(figure: Figure, tables: Mapping[str, np.ndarray], heading: str, u
     """A heat map over pairs of tokens per name, from 0 to 1."""
     title(figure, plain(heading))
     grid = panels(figure, len(tables))
+    columns = -(-len(grid) // -(-len(grid) // 4))
+    figure.set_size_inches(SIZE[0], 0.6 + (0.6 + 6.6 / columns) * (len(grid) // columns))
     for axes, (name, table_XY) in zip(grid, tables.items(), strict=False):
         image = axes.imshow(table_XY, vmin=0, vmax=1, origin="lower")
         axes.set(xlabel="token y", ylabel="token x", title=plain(name))
@@ -130,7 +143,7 @@ def spread(size: int, centre: float) -> np.ndarray:
     return centre + (np.linspace(-0.16, 0.16, size) if size > 1 else np.zeros(1))
 
 
-def dots(kind: int) -> dict[str, object]:
+def dots(kind: int) -> dict[str, Any]:
     """Open circles, filled squares, filled triangles: apart in print, too."""
     face = "white" if kind == 0 else COLOURS[kind % len(COLOURS)]
     return {

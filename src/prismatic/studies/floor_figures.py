@@ -105,7 +105,7 @@ class Pairs:
     def draw(self, table: pd.DataFrame, findings: Findings) -> Figure:
         rows = present(table, [self.arm])[self.arm]
         tables = {
-            f"seed {seed}: {run['loss/val']:.2f} nats{f', {said}' if said else ''}": own
+            f"{said}, seed {seed}" if said else f"seed {seed}: {run['loss/val']:.2f} nats": own
             for seed, run in rows.iterrows()
             for name, said in self.names.items()
             if (own := entries(run, name)).size
