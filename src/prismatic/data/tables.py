@@ -8,6 +8,9 @@ import numpy as np
 
 from prismatic.data.text import require_count
 
+# What a move adds to the cells of a small cube: 1 where an even number of its places are others.
+SIGNS = 1 - 2 * (np.indices((2, 2, 2)).sum(0) % 2)
+
 
 def sum_mod(n: int = 10, noise: float = 0.1) -> np.ndarray:
     """Return P(x, y, z) of z = (x + y) mod n; shape (n, n, n).
@@ -105,18 +108,18 @@ def mixed_square(n: int, rng: np.random.Generator) -> np.ndarray:
     return cube_XYZ.argmax(-1)
 
 
+def lines_through(cube_XYZ: np.ndarray, cell: tuple[int, ...]) -> list[np.ndarray]:
+    """Return the lines through a cell, along each axis."""
+    x, y, z = cell
+    return [cube_XYZ[:, y, z], cube_XYZ[x, :, z], cube_XYZ[x, y, :]]
+
+
 def moved(
     cube_XYZ: np.ndarray, cell: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[int, ...] | None:
     """Make one move from a cell, in place; return the cell of -1 that it leaves, if it does."""
-    x, y, z = cell
     # On each line through the cell, one of the ones: a cell of -1 has two on each.
-    other_x = rng.choice(np.flatnonzero(cube_XYZ[:, y, z] == 1))
-    other_y = rng.choice(np.flatnonzero(cube_XYZ[x, :, z] == 1))
-    other_z = rng.choice(np.flatnonzero(cube_XYZ[x, y, :] == 1))
-    for i, own_x in enumerate((x, other_x)):
-        for j, own_y in enumerate((y, other_y)):
-            for k, own_z in enumerate((z, other_z)):
-                cube_XYZ[own_x, own_y, own_z] += 1 - 2 * ((i + j + k) % 2)
-    last = int(other_x), int(other_y), int(other_z)
-    return last if cube_XYZ[last] < 0 else None
+    ones = [np.flatnonzero(line == 1) for line in lines_through(cube_XYZ, cell)]
+    other = tuple(int(places[rng.integers(len(places))]) for places in ones)
+    cube_XYZ[np.ix_(*zip(cell, other, strict=True))] += SIGNS
+    return other if cube_XYZ[other] < 0 else None
