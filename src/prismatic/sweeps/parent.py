@@ -132,10 +132,8 @@ class Parent:
 
     def show(self, note: str, files: Iterable[Path]) -> None:
         """Bring the description, which shows the pictures, and the files up to date."""
-        parts = [f"{views.links(self.experiment_id, self.id)}\n\n{note[:NOTE_LENGTH]}"]
-        source = f"get-artifact?run_uuid={self.id}&path="
-        parts += [f"![{p.name}]({source}{p.name})" for p in files if p.suffix == ".png"]
-        self.logger.set_tags({"mlflow.note.content": "\n\n".join(parts)})
+        text = f"{views.links(self.experiment_id, self.id)}\n\n{note[:NOTE_LENGTH]}"
+        self.logger.describe(text, [path.name for path in files if path.suffix == ".png"])
         for path in files:
             if path.exists():
                 self.logger.log_file(path)
