@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import signal
 from scipy.linalg import hadamard
 
 from prismatic.stats import (
@@ -62,6 +63,16 @@ def test_lomb_scargle_is_the_share_a_least_squares_sinusoid_explains():
         columns = np.stack([np.ones(40), np.cos(angle), np.sin(angle)], 1)
         left = series - columns @ np.linalg.lstsq(columns, series, rcond=1e-9)[0]
         assert power == pytest.approx(1 - left.var() / series.var())
+
+
+@pytest.mark.parametrize("size", [16, 23, 56])
+def test_lomb_scargle_of_many_series_is_that_of_scipy(size):
+    series, frequency = ar1_series(0.6, (4, size), rng()) + 2, np.arange(2, size + 1) / (2 * size)
+    for powers, one in zip(lomb_scargle(series, frequency), series, strict=True):
+        expected = signal.lombscargle(
+            np.arange(size), one, 2 * np.pi * frequency, normalize=True, floating_mean=True
+        )
+        np.testing.assert_allclose(powers, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.5, 0.9, -0.5])
