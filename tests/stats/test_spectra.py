@@ -15,6 +15,7 @@ from prismatic.stats import (
     fit_ar1,
     lomb_scargle,
     periodicity_test,
+    walsh_shares,
     walsh_test,
 )
 from prismatic.stats.spectra import WALSH_W4, fisher_g_p
@@ -153,6 +154,19 @@ def test_orders_only_exchange_the_three_shares(order):
     there = walsh_test(series[:, list(order)], rng(), draws=1).share
     assert sorted(there.values()) == pytest.approx(sorted(here.values()))
     assert sum(here.values()) == pytest.approx(1)
+
+
+def test_walsh_shares_are_a_run_s_own():
+    rows = rng().normal(size=(5, 4))
+    shares = walsh_shares(rows)
+    np.testing.assert_allclose(shares.sum(1), 1)
+    np.testing.assert_allclose(
+        shares.mean(0), list(walsh_test(rows, rng(), draws=1).share.values())
+    )
+    np.testing.assert_allclose(
+        walsh_shares([[0, 0, 1, 1], [1, 0, 0, 1], [0, 1, 0, 1]]), np.eye(3), atol=1e-12
+    )
+    np.testing.assert_allclose(walsh_shares(np.ones(4)), 1 / 3)
 
 
 def exact_walsh_p(series_R4: np.ndarray, which: int) -> float:

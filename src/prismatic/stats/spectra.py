@@ -125,6 +125,19 @@ class WalshTest(NamedTuple):
     p: dict[str, float]
 
 
+def walsh_shares(series: ArrayLike) -> np.ndarray:
+    """The shares of step, bump and alternation in the variance of (..., 4) series: (..., 3).
+
+    A series that does not move has no say: its shares are equal, as chance would have them.
+    """
+    series = finite("series", series)
+    size = series.shape[-1]
+    require(size == 4, "number of trips", size, "give 4")
+    power = (series @ WALSH_W4.T) ** 2
+    total = power.sum(-1, keepdims=True)
+    return np.divide(power, total, out=np.full_like(power, 1 / 3), where=total > 0)
+
+
 def walsh_test(series_R4: ArrayLike, rng: np.random.Generator, draws: int = 20_000) -> WalshTest:
     """Does a step, a bump or an alternation over four trips recur in R independent runs?
 
@@ -136,11 +149,7 @@ def walsh_test(series_R4: ArrayLike, rng: np.random.Generator, draws: int = 20_0
     series_R4 = finite("series", series_R4, "runs", "4 trips")
     require(series_R4.shape[1] == 4, "number of trips", series_R4.shape[1], "give 4")
     orders = np.array(list(permutations(range(4))))
-    power_R24W = (series_R4[:, orders] @ WALSH_W4.T) ** 2
-    total_R24 = power_R24W.sum(-1, keepdims=True)
-    # A run that does not move has no say: its shares are equal in any order.
-    third = np.full_like(power_R24W, 1 / 3)
-    share_R24W = np.divide(power_R24W, total_R24, out=third, where=total_R24 > 0)
+    share_R24W = walsh_shares(series_R4[:, orders])
     seen_W = share_R24W[:, 0].mean(0)  # the first order is the one that was seen
     runs = np.arange(len(series_R4))
     drawn_BW = share_R24W[runs, rng.integers(24, size=(draws, runs.size))].mean(1)
