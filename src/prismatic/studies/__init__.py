@@ -1,0 +1,11 @@
+"""Studies: from a claim of the source documents to a verdict, by a protocol fixed beforehand."""
+
+from .claims import ASSAY, Claim, Contrast, Finding, UnjudgeableError, values
+from .main import build, main
+from .spec import Picture, Study, Tier
+from .verdict import Judgement, judge
+
+__all__ = [
+    "ASSAY", "Claim", "Contrast", "Finding", "Judgement", "Picture", "Study", "Tier",
+    "UnjudgeableError", "build", "judge", "main", "values",
+]  # fmt: skip

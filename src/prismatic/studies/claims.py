@@ -1,0 +1,153 @@
+"""What a study claims. A claim is a declared family of effects, each judged by the three-way rule.
+
+A table has a row per run, with the columns `arm`, `seed`, `diverged` and a measure each.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from prismatic.perturb import one_of, require
+from prismatic.stats import Verdict, family_verdicts, paired_power, smallest_detectable_effect
+
+ASSAY = "inconclusive (assay)"  # a control failed: whatever was measured shows nothing
+
+
+class UnjudgeableError(ValueError):
+    """A claim asks for a value that a run does not have."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict on one effect and what it rests on.
+
+    `interval` is at `level`, simultaneous over the claim's family; `p` is adjusted within it, None
+    where the rule needs none. `n` counts seeds, or what else was independent.
+    """
+
+    verdict: str
+    estimate: float
+    interval: tuple[float, float]
+    level: float
+    p: float | None
+    n: int
+    smallest_effect: float | None
+    note: str = ""
+
+
+class Claim(Protocol):
+    """What a study's YAML lists under `claims` and `controls`."""
+
+    says: str
+    source: str
+    unit: str
+
+    def arms(self) -> set[str]:
+        """The arms that the claim cannot do without."""
+
+    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
+        """A finding per effect. Raises `UnjudgeableError` where a run lacks the measure."""
+
+
+def values(
+    table: pd.DataFrame, arm: str, measure: str, if_diverged: float | None = None
+) -> pd.Series:
+    """A measure of an arm by seed; diverged runs count as `if_diverged`, if that is given.
+
+    Raises `UnjudgeableError` for a run without a finite value.
+    """
+    one_of("measure", measure, tuple(map(str, table.columns)))
+    rows = table[table["arm"] == arm].set_index("seed").sort_index()
+    found = rows[measure].astype(float)
+    if if_diverged is not None:
+        found = found.where(rows["diverged"] == 0, if_diverged)
+    for seed, value in found[~np.isfinite(found)].items():
+        how = "diverged" if rows["diverged"][seed] else f"is {value}"
+        raise UnjudgeableError(f"{measure} of arm {arm!r}, seed {seed}, {how}: it has no value")
+    return found
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Effects that are weighted sums of one measure over arms, paired by seed.
+
+    `contrasts` maps the name of an effect to the weight of each arm; `offset` is added. Weights are
+    such that the claim says > 0. `kind` and `smallest_effect` are those of
+    `prismatic.stats.paired_verdict`; `log` takes the logarithm of the measure first. A diverged run
+    counts as `if_diverged`. `pilot_sd` is the deviation of the effect over pilot seeds.
+    """
+
+    says: str
+    measure: str
+    contrasts: Mapping[str, Mapping[str, float]]
+    smallest_effect: float
+    source: str = ""
+    unit: str = ""
+    kind: str = "greater"
+    offset: float = 0.0
+    log: bool = False
+    if_diverged: float | None = None
+    pilot_sd: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, ("greater", "no difference"))
+        require(self.smallest_effect > 0, "smallest_effect", self.smallest_effect, "give > 0")
+        require(bool(self.contrasts), "contrasts", self.contrasts, "name at least one effect")
+
+    def arms(self) -> set[str]:
+        return {arm for weights in self.contrasts.values() for arm in weights}
+
+    def within(self, arms: set[str]) -> "Contrast | None":
+        """The claim for a tier with these arms alone; None where no effect is left."""
+        kept = {name: w for name, w in self.contrasts.items() if set(w) <= arms}
+        options = {f.name: getattr(self, f.name) for f in fields(self)} | {"contrasts": kept}
+        return Contrast(**options) if kept else None
+
+    def effects(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Every effect by seed."""
+        return {name: self.effect(table, weights) for name, weights in self.contrasts.items()}
+
+    def effect(self, table: pd.DataFrame, weights: Mapping[str, float]) -> np.ndarray:
+        parts = [w * self.of(table, arm) for arm, w in weights.items()]
+        return (sum(parts[1:], parts[0]) + self.offset).to_numpy()
+
+    def of(self, table: pd.DataFrame, arm: str) -> pd.Series:
+        found = values(table, arm, self.measure, self.if_diverged)
+        return np.log(found) if self.log else found
+
+    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
+        verdicts = family_verdicts(
+            self.effects(table), smallest_effect=self.smallest_effect, claim=self.kind, rng=rng
+        )
+        return {name: finding(verdict) for name, verdict in verdicts.items()}
+
+    def power(self, num_seeds: int) -> dict[str, Any]:
+        """What the design can find: the smallest effect found with 80 % power, and the power for
+        twice the smallest effect of interest, in a family of this size. In units of the standard
+        deviation while none is known from pilot seeds.
+        """
+        alpha = 0.05 / len(self.contrasts)
+        sd = self.pilot_sd or 1.0
+        known = {"smallest_found": smallest_detectable_effect(num_seeds, sd, alpha=alpha)}
+        if self.pilot_sd is None:
+            return known | {"unit": "standard deviations"}
+        power = paired_power(num_seeds, 2 * self.smallest_effect, sd, alpha)
+        return known | {"unit": self.unit, "power": power}
+
+
+def finding(verdict: Verdict) -> Finding:
+    """A verdict on paired differences, as a study keeps it."""
+    low, high = map(float, verdict.interval)
+    return Finding(
+        verdict.verdict, verdict.estimate, (low, high), verdict.level, verdict.holm_p, verdict.n,
+        verdict.smallest_effect, f"P(larger on a new seed) = {verdict.p_better:.2f}",
+    )  # fmt: skip
+
+
+def unjudged(verdict: str, note: str) -> Finding:
+    """A finding without a number."""
+    return Finding(verdict, math.nan, (math.nan, math.nan), 0.95, None, 0, None, note)

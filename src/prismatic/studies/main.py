@@ -1,0 +1,170 @@
+"""What `src/study.py` does: run what has not run, judge the table, write the report."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from prismatic.files import write_text
+from prismatic.paths import ROOT
+from prismatic.perturb import one_of, require
+from prismatic.provenance import provenance
+from prismatic.sweeps.rerun import text
+
+from . import runner, writing
+from .claims import Contrast
+from .parent import Parent
+from .spec import PILOT, TIERS, Study, Tier, digest
+from .verdict import judge
+
+OFTEN = 10.0  # seconds between lines of progress
+WIDE = 10_000  # columns of what is no terminal
+
+log = logging.getLogger(__name__)
+
+
+def main(config: DictConfig) -> None:
+    """Run a study, or the summary of all."""
+    build(config.study).run(config)
+
+
+def build(node: DictConfig) -> "StudyRun":
+    """The object that a study's YAML describes.
+
+    Probes are built by the runs: here they become overrides of them.
+    """
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    probes = plain.pop("probes", None) or {}
+    made = instantiate(plain)
+    given = [f"++callbacks.{name}={text(probe)}" for name, probe in probes.items()]
+    return StudyRun(made, given) if isinstance(made, Study) else made
+
+
+class StudyRun:
+    """A study and what all of its runs carry beside their own overrides."""
+
+    def __init__(self, study: Study, probes: Sequence[str] = ()) -> None:
+        self.study, self.probes = study, list(probes)
+
+    def run(self, config: DictConfig) -> None:
+        """To the verdict; with `pilot`, to the spread of effects over pilot seeds."""
+        one_of("tier", config.tier, TIERS)
+        study, tier = self.study, self.study.tier(config.tier)
+        known = digest(config.study, config.tier)
+        seeds = range(PILOT, PILOT + config.pilot) if config.pilot else range(tier.seeds)
+        kind = f"{config.tier}-pilot" if config.pilot else config.tier
+        folder = Path(config.output).absolute() / study.name / f"{kind}-{known}"
+        write_text(folder / "study.yaml", OmegaConf.to_yaml(config.study, resolve=True))
+        self.announce(config.tier, len(seeds))
+        planned = runner.jobs(study, tier, seeds)
+        parent = Parent(config.logger, study, kind, known, folder)
+        try:
+            runs = self.measured(config, tier, planned, folder, parent)
+            if config.pilot:
+                print_table(spreads(study, tier, runs))
+                parent.end("FINISHED")
+                return
+            self.conclude(config, known, seeds, runs, folder, parent)
+        except BaseException as error:
+            parent.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+
+    def announce(self, tier: str, num_seeds: int) -> None:
+        """What is asked and what the design can find, before anything runs."""
+        print(f"{self.study.name} (tier {tier}): {self.study.question}")
+        rows = writing.power_rows(self.study.claims_of(self.study.tier(tier)), num_seeds)
+        if rows:
+            print_table(pd.DataFrame(rows, columns=list(writing.POWER_HEAD)))
+
+    def measured(
+        self, config: DictConfig, tier: Tier, planned: Sequence[runner.Job], folder: Path,
+        parent: Parent,
+    ) -> pd.DataFrame:  # fmt: skip
+        """The table, complete. Raises `RuntimeError` where a run failed."""
+        waiting = [one for one in planned if not runner.is_done(folder, one)]
+        if waiting:
+            executor = config.executor or ("inline" if config.tier == "smoke" else "fork")
+            n_jobs = config.n_jobs or len(os.sched_getaffinity(0))
+            done = len(planned) - len(waiting)
+            common = [*self.probes, *parent.overrides]
+            failed = runner.run(
+                waiting, folder, self.study.together, common, n_jobs, executor,
+                progress(done, len(planned)),
+            )  # fmt: skip
+            for place, reason in failed.items():
+                log.error(f"{folder / place}: {reason}")
+            require(
+                not failed, "number of failed runs", len(failed), "an incomplete table is not "
+                "judged. See the reasons above; the same command runs what is missing",
+            )  # fmt: skip
+        return runner.read_table(self.study, folder, planned)
+
+    def conclude(
+        self, config: DictConfig, known: str, seeds: Sequence[int], runs: pd.DataFrame,
+        folder: Path, parent: Parent,
+    ) -> None:  # fmt: skip
+        study = self.study
+        judged = judge(study, config.tier, runs)
+        facts = writing.Facts(
+            config.tier, known, list(seeds), len(runs), float(runs["seconds"].sum()),
+            f"python src/study.py study={study.name} tier={config.tier}", provenance(ROOT).commit,
+        )  # fmt: skip
+        files = writing.write(study, facts, judged, runs, folder)
+        parent.conclude(judged, files)
+        rows = writing.finding_rows(study.claims, judged.claims)
+        print_table(pd.DataFrame(rows, columns=list(writing.HEAD)).drop(columns="note"))
+        for control in judged.failed:
+            print(f"control failed: {control}")
+        print(f"verdict: {writing.verdict_of(judged)}\nreport:  {folder / writing.HTML}")
+        print(f"MLflow:  {parent.url()}")
+
+
+def spreads(study: Study, tier: Tier, runs: pd.DataFrame) -> pd.DataFrame:
+    """The mean and deviation of every contrast: what `pilot_sd` is taken from."""
+    rows = []
+    for name, claim in {**study.claims_of(tier), **study.controls}.items():
+        if isinstance(claim, Contrast):
+            for effect, found_N in claim.effects(runs).items():
+                rows.append([name, effect, f"{found_N.mean():.4g}", f"{found_N.std(ddof=1):.3g}"])
+    return pd.DataFrame(rows, columns=["claim", "effect", "mean", "standard deviation"])
+
+
+def progress(done: int, total: int) -> Callable[[int, int], None]:
+    """Says now and then how many runs have ended, and how long the rest will take."""
+    begun = said = time.monotonic()
+    heard = 0
+
+    def say(ended: int, failed: int) -> None:
+        nonlocal said, heard
+        now = time.monotonic()
+        if ended != heard and (now - said >= OFTEN or done + ended == total):
+            left = (now - begun) / ended * (total - done - ended)
+            line = f"{done + ended} of {total} runs"
+            line += f", {failed} failed" if failed else ""
+            print(f"{line}, {left / 60:.1f} min left" if left else line, flush=True)
+            said, heard = now, ended
+
+    return say
+
+
+def print_table(frame: pd.DataFrame) -> None:
+    """A table in the terminal; its columns are as wide as they need where it is none."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    table = Table(*map(str, frame.columns), box=SIMPLE_HEAD)
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(escape, map(str, row)))
+    console.print(table)

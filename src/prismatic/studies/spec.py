@@ -1,0 +1,116 @@
+"""A study before it runs: complete, checked, and known by its hash."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+
+from prismatic.perturb import one_of, require
+
+from .claims import Claim, Contrast, Finding
+
+TIERS = ("smoke", "cpu", "gpu")
+PILOT = 10_000  # the first pilot seed; confirmatory ones begin at 0
+
+Findings = Mapping[str, Mapping[str, Finding]]  # by claim and effect
+
+
+class Picture(Protocol):
+    """What a study's YAML lists under `figures`."""
+
+    caption: str
+
+    def draw(self, table: pd.DataFrame, findings: Findings) -> Figure:
+        """The figure; raises `NothingToDrawError` where the table has nothing for it."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How large a study is run: its seeds, further overrides, and which arms (null: all).
+
+    `covers` says what part of the full design that is, and so what conclusions are about.
+    """
+
+    seeds: int
+    overrides: Sequence[str] = ()
+    arms: Sequence[str] | None = None
+    covers: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.seeds >= 2, "seeds", self.seeds, "give at least 2")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A preregistered study, as its YAML says it.
+
+    `arms` maps names to overrides of `src/train.py`; all runs also have those of `common` and of
+    the tier. `measures` maps names of metrics, or patterns of names, to what they are. With
+    `together` an arm's seeds are trained at once (`prismatic.studies.together`). Every control must
+    be supported, or nothing is. Raises `ValueError` for arms that do not exist, and for tiers that
+    leave out an arm of a control.
+    """
+
+    name: str
+    question: str
+    arms: Mapping[str, Sequence[str]]
+    measures: Mapping[str, str]
+    tiers: Mapping[str, Any]
+    claims: Mapping[str, Claim]
+    controls: Mapping[str, Claim]
+    source: str | None = None
+    setup: str = ""
+    common: Sequence[str] = ()
+    figures: Mapping[str, Picture] = field(default_factory=dict)
+    together: bool = False
+
+    def __post_init__(self) -> None:
+        require(bool(self.controls), "controls", None, "a study needs at least one control")
+        tiers = {name: Tier(**tier) for name, tier in self.tiers.items()}
+        object.__setattr__(self, "tiers", tiers)
+        for name, tier in tiers.items():
+            one_of("tier", name, TIERS)
+            for arm in tier.arms or ():
+                one_of(f"arm of tier {name}", arm, tuple(self.arms))
+            lacking = {a for c in self.controls.values() for a in c.arms()} - self.arms_of(tier)
+            wanted = f"controls need {', '.join(sorted(lacking))}, too"
+            require(not lacking, f"arms of tier {name}", list(tier.arms or ()), wanted)
+        for claim in self.claims.values():
+            for arm in claim.arms():
+                one_of("arm of a claim", arm, tuple(self.arms))
+
+    def tier(self, name: str) -> Tier:
+        """Raises `ValueError` for a tier that the study does not have."""
+        one_of("tier", name, tuple(self.tiers))
+        return self.tiers[name]
+
+    def arms_of(self, tier: Tier) -> set[str]:
+        return set(self.arms if tier.arms is None else tier.arms)
+
+    def claims_of(self, tier: Tier) -> dict[str, Claim]:
+        """The claims that the tier's arms can answer, less the effects that they cannot."""
+        arms = self.arms_of(tier)
+        cut = {
+            name: claim.within(arms) if isinstance(claim, Contrast) else claim
+            for name, claim in self.claims.items()
+        }
+        return {name: claim for name, claim in cut.items() if claim and claim.arms() <= arms}
+
+    def wants(self, metric: str) -> bool:
+        """Whether a metric is one of the measures."""
+        return any(fnmatchcase(metric, pattern) for pattern in self.measures)
+
+
+def digest(node: DictConfig, tier: str) -> str:
+    """What a study at a tier is known by: all of its YAML but for other tiers and for figures."""
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    kept = {k: v for k, v in plain.items() if k not in ("figures", "tiers")}
+    text = json.dumps([kept, plain["tiers"][tier]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
