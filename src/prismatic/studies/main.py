@@ -9,10 +9,6 @@ from pathlib import Path
 import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from prismatic.files import write_text
 from prismatic.paths import ROOT
@@ -27,7 +23,6 @@ from .spec import PILOT, TIERS, Study, Tier, digest
 from .verdict import judge
 
 OFTEN = 10.0  # seconds between lines of progress
-WIDE = 10_000  # columns of what is no terminal
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +66,7 @@ class StudyRun:
         try:
             runs = self.measured(config, tier, planned, folder, parent)
             if config.pilot:
-                print_table(spreads(study, tier, runs))
+                writing.print_table(spreads(study, tier, runs))
                 parent.end("FINISHED")
                 return
             self.conclude(config, known, seeds, runs, folder, parent)
@@ -84,7 +79,7 @@ class StudyRun:
         print(f"{self.study.name} (tier {tier}): {self.study.question}")
         rows = writing.power_rows(self.study.claims_of(self.study.tier(tier)), num_seeds)
         if rows:
-            print_table(pd.DataFrame(rows, columns=list(writing.POWER_HEAD)))
+            writing.print_table(pd.DataFrame(rows, columns=list(writing.POWER_HEAD)))
 
     def measured(
         self, config: DictConfig, tier: Tier, planned: Sequence[runner.Job], folder: Path,
@@ -122,7 +117,7 @@ class StudyRun:
         files = writing.write(study, facts, judged, runs, folder)
         parent.conclude(judged, files)
         rows = writing.finding_rows(study.claims, judged.claims)
-        print_table(pd.DataFrame(rows, columns=list(writing.HEAD)).drop(columns="note"))
+        writing.print_table(pd.DataFrame(rows, columns=list(writing.HEAD)).drop(columns="note"))
         for control in judged.failed:
             print(f"control failed: {control}")
         print(f"verdict: {writing.verdict_of(judged)}\nreport:  {folder / writing.HTML}")
@@ -155,14 +150,3 @@ def progress(done: int, total: int) -> Callable[[int, int], None]:
             said, heard = now, ended
 
     return say
-
-
-def print_table(frame: pd.DataFrame) -> None:
-    """A table in the terminal; its columns are as wide as they need where it is none."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
-    table = Table(*map(str, frame.columns), box=SIMPLE_HEAD)
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(escape, map(str, row)))
-    console.print(table)
