@@ -73,8 +73,10 @@ def draw_points(
     axes: Axes = figure.subplots()
     for k, (name, start) in enumerate(groups.items()):
         group = points[points.index.str.startswith(start)]
-        look = {"color": COLOURS[k], "marker": MARKERS[k], "linestyle": "none"}
-        axes.plot(group[claim.outcome], group[claim.measure], label=name, alpha=0.8, **look)
+        axes.scatter(
+            group[claim.outcome], group[claim.measure], s=44, alpha=0.8, label=name,
+            color=COLOURS[k], marker=MARKERS[k],
+        )  # fmt: skip
     axes.axhline(
         ALPHA, color=MUTED, linestyle="--", linewidth=1, label="noise with a memory, at most"
     )
