@@ -58,20 +58,20 @@ def hidden_states(model: Transformer, into: list[torch.Tensor]) -> Iterator[None
             hook.remove()
 
 
-def site_of(model: Transformer, site: str) -> dict[str, tuple[slice, ...]]:
+def site_of(model: Transformer, site: str) -> dict[str, slice]:
     """The parameters of the first layer that belong to a site, and which rows of each."""
     one_of("site", site, SITES)
     names = [name for name, _ in model.named_parameters() if name.startswith(FIRST)]
+    whole, width = slice(None), 2 * model.embedding.embedding_dim  # of queries and keys
     if site == "all":
-        return {name: (slice(None),) for name in names}
-    joint = [name for name in names if name.endswith(".qkv.weight") or name.endswith(".qkv.bias")]
-    inner = [name for name in names if ".inner." in name and name not in joint]
-    logits = {name for name in inner if ".logits." in name}
-    width = 2 * model.embedding.embedding_dim  # of queries and keys
+        return dict.fromkeys(names, whole)
+    joint = [name for name in names if ".qkv." in name]
+    alone = [name for name in names if ".inner." in name and name not in joint]
     if site == "qk":
-        return {name: (slice(width),) for name in joint} | {n: (slice(None),) for n in logits}
-    rest = {name: (slice(None),) for name in inner if name not in logits}
-    return {name: (slice(width, None),) for name in joint} | rest
+        norms = [name for name in alone if ".logits." in name]
+        return dict.fromkeys(joint, slice(width)) | dict.fromkeys(norms, whole)
+    rest = [name for name in alone if ".logits." not in name]
+    return dict.fromkeys(joint, slice(width, None)) | dict.fromkeys(rest, whole)
 
 
 def changed_weights(

@@ -91,8 +91,8 @@ def scripted(routers: Sequence[Router], gates: Sequence[Scripted]) -> Iterator[N
             router.gate = gate
         yield
     finally:
-        for router, gate in zip(routers, before, strict=True):
-            router.gate = gate
+        for router, own in zip(routers, before, strict=True):
+            router.gate = own
 
 
 def scripted_routing(logit_RKB: np.ndarray) -> np.ndarray:
