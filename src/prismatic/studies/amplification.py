@@ -38,10 +38,10 @@ from .claims import Finding, finding, unjudged, values
 from .propagation import SITES, apart, changed_weights, exponent, exponent_of, sharpness, trace
 
 NAME = "amplification"
-SIZES = (1e-4, 1e-2, 0.1)
+SIZES = (1e-6, 1e-4, 1e-2, 0.1)  # of changes, the smallest to compare with
 CHAIN = 1.5  # the growth per step of the linear chain that is measured as a control
 SATURATED = 0.1  # total variation between attention rows from which on D cannot grow freely
-TINY = 1e-12  # less than that two rows of attention differ by rounding alone
+TINY = 1e-14  # less than that two rows of attention differ by rounding alone
 RIVALS = ("constant", "linear", "power")
 
 
@@ -148,7 +148,7 @@ class Amplified:
     of: Sequence[str]
     state: str
     site: str = "all"
-    size: float = 1e-2
+    size: float = 1e-4
     smallest_effect: float = math.log(2)
     gate: float = 0.1
     source: str = ""
@@ -215,7 +215,7 @@ class Exponential:
     of: Mapping[str, Sequence[str]]
     state: str
     site: str = "all"
-    size: float = 1e-2
+    size: float = 1e-4
     smallest_effect: float = 0.01
     source: str = ""
     unit: str = "less squared error of ln D"

@@ -47,7 +47,7 @@ class Growth:
     of: Sequence[str]
     state: str
     site: str = "all"
-    size: float = 1e-2
+    size: float = 1e-4
 
     def draw(self, table: pd.DataFrame, findings: Findings) -> Figure:
         sound = table[table["diverged"] == 0]
@@ -130,11 +130,10 @@ def draw_exponents(
                 gains, mean, yerr=spread, label=norm, capsize=2, **view_style(norms.index(norm))
             )
         axes.axhline(0, color=MUTED, linewidth=1)
-        axes.set(title=name, xscale="log")
-        axes.set_xticks(
-            sorted({g for _, g in points}), [f"{g:g}" for g in sorted({g for _, g in points})]
-        )
+        axes.set(title=name, xscale="log", xlabel="gain of the query-key product")
+        gains = sorted({gain for _, gain in points})
+        axes.set_xticks(gains, [f"{gain:g}" for gain in gains])
         axes.minorticks_off()
-    figure.supxlabel("gain of the query-key product", fontsize=10.5)
+        axes.label_outer()
     figure.supylabel("ln of growth per layer, mean and deviation over seeds", fontsize=10.5)
     legend(figure, grid[0])

@@ -51,9 +51,8 @@ def draw_logits(figure: Figure, found: Mapping[str, Mapping[str, np.ndarray]]) -
         for limit, line in LIMITS.items():
             axes.axhline(limit, color=ACCENT, linestyle=line, linewidth=1.1, label=f"{limit:g}")
         axes.axvspan(2.5, 4.5, color="#EDEDED", zorder=0)
-        axes.set(title=panel, yscale="log")
+        axes.set(title=panel, yscale="log", xlabel="layer")
         axes.label_outer()
-    figure.supxlabel("layer (grey: where the source says that logits explode)", fontsize=10.5)
     figure.supylabel("magnitude (nats), median over seeds", fontsize=10.5)
     legend(figure, grid[0])
 
@@ -91,13 +90,17 @@ def draw_losses(figure: Figure, found: Mapping[str, Mapping[str, np.ndarray]]) -
     title(figure, "Validation loss over the learning rate")
     names = list(dict.fromkeys(name for lines in found.values() for name in lines))
     grid = panels(figure, len(found))
+    rates = sorted({p for lines in found.values() for one in lines.values() for p in one[:, 0]})
     for axes, (panel, lines) in zip(grid, found.items(), strict=True):
         for name, point_A3 in lines.items():
             rate_A, mean_A, spread_A = point_A3.T
             look = view_style(names.index(name)) | {"markersize": 4}
             axes.errorbar(rate_A, mean_A, yerr=spread_A, capsize=2, label=name, **look)
-        axes.set(title=panel, xscale="log", yscale="log")
+        axes.set(title=panel, xscale="log", yscale="log", xlabel="learning rate")
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=90)
+        axes.xaxis.minorticks_off()
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.label_outer()
-    figure.supxlabel("learning rate (a run that diverged counts as ln 256 = 5.55)", fontsize=10.5)
     figure.supylabel("nats per byte, mean and deviation", fontsize=10.5)
     legend(figure, grid[0])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import functional_call, vjp
 
 from prismatic.models import Transformer, watched
 from prismatic.perturb import one_of
@@ -152,10 +152,11 @@ def exponent(
     x_BTD, v_BTD = x_BTD.detach(), unit(noise.to(x_BTD))
     with torch.enable_grad():
         back = vjp(through, x_BTD)[1]
+        # The transpose of the transpose: torch's forward mode loads a second for its own use.
+        push = vjp(lambda u_BTD: vjp(through, x_BTD)[1](u_BTD)[0], torch.zeros_like(x_BTD))[1]
         for _ in range(iterations):
-            u_BTD = jvp(through, (x_BTD,), (v_BTD,))[1]
-            v_BTD = unit(back(u_BTD)[0])
-        u_BTD = jvp(through, (x_BTD,), (v_BTD,))[1]
+            v_BTD = unit(back(push(v_BTD)[0])[0])
+        u_BTD = push(v_BTD)[0]
     return float(u_BTD.flatten(1).norm(dim=1).log().mean() / len(steps))
 
 
