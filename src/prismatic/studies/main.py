@@ -1,18 +1,23 @@
 """What `src/study.py` does: run what has not run, judge the table, write the report."""
 
-import logging
 import os
+import signal
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from prismatic.cli import explain
 from prismatic.files import write_text
 from prismatic.paths import ROOT
-from prismatic.perturb import one_of, require
+from prismatic.perturb import one_of
 from prismatic.provenance import provenance
 from prismatic.sweeps.rerun import text
 
@@ -22,9 +27,9 @@ from .parent import Parent
 from .spec import PILOT, TIERS, Study, Tier, digest
 from .verdict import judge
 
+INTERRUPTED = 130  # a shell's exit status after Ctrl-C
+ENOUGH = 4  # lines of an error
 OFTEN = 10.0  # seconds between lines of progress
-
-log = logging.getLogger(__name__)
 
 
 def main(config: DictConfig) -> None:
@@ -52,27 +57,26 @@ class StudyRun:
         self.study, self.probes = study, list(probes)
 
     def run(self, config: DictConfig) -> None:
-        """To the verdict; with `pilot`, to the spread of effects over pilot seeds."""
+        """To the verdict; with `pilot`, to the spread of effects over pilot seeds.
+
+        Raises `ValueError` while another process runs the same study.
+        """
         one_of("tier", config.tier, TIERS)
         study, tier = self.study, self.study.tier(config.tier)
         known = digest(config.study, config.tier)
         seeds = range(PILOT, PILOT + config.pilot) if config.pilot else range(tier.seeds)
         kind = f"{config.tier}-pilot" if config.pilot else config.tier
         folder = Path(config.output).absolute() / study.name / f"{kind}-{known}"
-        write_text(folder / "study.yaml", OmegaConf.to_yaml(config.study, resolve=True))
         self.announce(config.tier, len(seeds))
         planned = runner.jobs(study, tier, seeds)
-        parent = Parent(config.logger, study, kind, known, folder)
-        try:
-            runs = self.measured(config, tier, planned, folder, parent)
-            if config.pilot:
-                writing.print_table(spreads(study, tier, runs))
-                parent.end("FINISHED")
-                return
-            self.conclude(config, known, seeds, runs, folder, parent)
-        except BaseException as error:
-            parent.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
+        with alone(folder):
+            write_text(folder / "study.yaml", OmegaConf.to_yaml(config.study, resolve=True))
+            with Parent(config.logger, study, kind, known, folder) as parent:
+                runs = self.measured(config, planned, folder, parent)
+                if config.pilot:
+                    writing.print_table(spreads(study, tier, runs))
+                else:
+                    self.conclude(config, known, seeds, runs, folder, parent)
 
     def announce(self, tier: str, num_seeds: int) -> None:
         """What is asked and what the design can find, before anything runs."""
@@ -82,26 +86,22 @@ class StudyRun:
             writing.print_table(pd.DataFrame(rows, columns=list(writing.POWER_HEAD)))
 
     def measured(
-        self, config: DictConfig, tier: Tier, planned: Sequence[runner.Job], folder: Path,
-        parent: Parent,
-    ) -> pd.DataFrame:  # fmt: skip
-        """The table, complete. Raises `RuntimeError` where a run failed."""
+        self, config: DictConfig, planned: Sequence[runner.Job], folder: Path, parent: Parent
+    ) -> pd.DataFrame:
+        """The table, complete. Raises `ValueError` where a run failed."""
         waiting = [one for one in planned if not runner.is_done(folder, one)]
         if waiting:
             executor = config.executor or ("inline" if config.tier == "smoke" else "fork")
             n_jobs = config.n_jobs or len(os.sched_getaffinity(0))
-            done = len(planned) - len(waiting)
+            said = progress(len(planned) - len(waiting), len(planned))
             common = [*self.probes, *parent.overrides]
-            failed = runner.run(
-                waiting, folder, self.study.together, common, n_jobs, executor,
-                progress(done, len(planned)),
-            )  # fmt: skip
-            for place, reason in failed.items():
-                log.error(f"{folder / place}: {reason}")
-            require(
-                not failed, "number of failed runs", len(failed), "an incomplete table is not "
-                "judged. See the reasons above; the same command runs what is missing",
-            )  # fmt: skip
+            together = self.study.together
+            failed = runner.run(waiting, folder, together, common, n_jobs, executor, said)
+            if failed:
+                raise ValueError(
+                    f"{len(failed)} of {len(planned)} runs failed, and an incomplete table is not "
+                    f"judged. The same command runs what is missing.\n{reasons(failed, folder)}"
+                )
         return runner.read_table(self.study, folder, planned)
 
     def conclude(
@@ -124,6 +124,22 @@ class StudyRun:
         print(f"MLflow:  {parent.url()}")
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within the context no other process runs the study; a request to end it is like Ctrl-C."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"{folder} is in use: another process runs this study") from None
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here")
+        sys.exit(INTERRUPTED)
+
+
 def spreads(study: Study, tier: Tier, runs: pd.DataFrame) -> pd.DataFrame:
     """The mean and deviation of every contrast: what `pilot_sd` is taken from."""
     rows = []
@@ -132,6 +148,15 @@ def spreads(study: Study, tier: Tier, runs: pd.DataFrame) -> pd.DataFrame:
             for effect, found_N in claim.effects(runs).items():
                 rows.append([name, effect, f"{found_N.mean():.4g}", f"{found_N.std(ddof=1):.3g}"])
     return pd.DataFrame(rows, columns=["claim", "effect", "mean", "standard deviation"])
+
+
+def reasons(failed: Mapping[str, BaseException], folder: Path) -> str:
+    """Where runs failed and why: the end of each one's error."""
+    lines = []
+    for place, error in failed.items():
+        said = (explain(error) or str(error)).strip().splitlines()
+        lines += [f"{folder / place}:", *(f"  {line}" for line in said[-ENOUGH:])]
+    return "\n".join(lines)
 
 
 def progress(done: int, total: int) -> Callable[[int, int], None]:
