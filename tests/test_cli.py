@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -147,19 +146,21 @@ def test_a_real_process_ends_with_status_1(full, tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_help_names_every_group_in_under_a_second():
-    seconds = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        done = process(str(ROOT / "src" / "train.py"), "--help")
-        seconds.append(time.perf_counter() - begun)
-        if seconds[-1] < 1:
-            break
+def test_help_names_every_group():
+    done = process(str(ROOT / "src" / "train.py"), "--help")
     assert done.returncode == 0
-    assert min(seconds) < 1
     for group in GROUPS:
         assert f"\n{group}: " in done.stdout
     assert "perturbation=attractive focal=radial_helical" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "study", "bench"])
+def test_help_answers_before_anything_heavy_is_loaded(name):
+    done = process("-X", "importtime", str(ROOT / "src" / f"{name}.py"), "--help")
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0
+    assert "hydra" in loaded
+    assert not loaded & {"torch", "pytorch_lightning", "mlflow", "optuna", "pandas", "matplotlib"}
 
 
 def test_two_runs_in_one_second_get_two_folders():

@@ -3,9 +3,10 @@
 from .claims import ASSAY, Claim, Contrast, Finding, UnjudgeableError, values
 from .main import build, main
 from .spec import Picture, Study, Tier
+from .summary import Summary
 from .verdict import Judgement, judge
 
 __all__ = [
-    "ASSAY", "Claim", "Contrast", "Finding", "Judgement", "Picture", "Study", "Tier",
-    "UnjudgeableError", "build", "judge", "main", "values",
+    "ASSAY", "Claim", "Contrast", "Finding", "Judgement", "Picture", "Study", "Summary",
+    "Tier", "UnjudgeableError", "build", "judge", "main", "values",
 ]  # fmt: skip

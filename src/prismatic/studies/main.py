@@ -2,23 +2,22 @@
 
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import pandas as pd
-from hydra.core.hydra_config import HydraConfig
+from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from prismatic.files import write_text
 from prismatic.paths import ROOT
-from prismatic.perturb import one_of, require
+from prismatic.perturb import one_of
 from prismatic.provenance import provenance
 from prismatic.sweeps.rerun import text
 
@@ -28,8 +27,8 @@ from .parent import Parent
 from .spec import PILOT, TIERS, Study, Tier, digest
 from .verdict import judge
 
+INTERRUPTED = 130  # a shell's exit status after Ctrl-C
 OFTEN = 10.0  # seconds between lines of progress
-WIDE = 10_000  # columns of what is no terminal
 
 log = logging.getLogger(__name__)
 
@@ -59,56 +58,53 @@ class StudyRun:
         self.study, self.probes = study, list(probes)
 
     def run(self, config: DictConfig) -> None:
-        """To the verdict; with `pilot`, to the spread of effects over pilot seeds."""
+        """To the verdict; with `pilot`, to the spread of effects over pilot seeds.
+
+        Raises `ValueError` while another process runs the same study.
+        """
         one_of("tier", config.tier, TIERS)
         study, tier = self.study, self.study.tier(config.tier)
         known = digest(config.study, config.tier)
         seeds = range(PILOT, PILOT + config.pilot) if config.pilot else range(tier.seeds)
         kind = f"{config.tier}-pilot" if config.pilot else config.tier
         folder = Path(config.output).absolute() / study.name / f"{kind}-{known}"
-        write_text(folder / "study.yaml", OmegaConf.to_yaml(config.study, resolve=True))
         self.announce(config.tier, len(seeds))
         planned = runner.jobs(study, tier, seeds)
-        parent = Parent(config.logger, study, kind, known, folder)
-        try:
-            runs = self.measured(config, tier, planned, folder, parent)
-            if config.pilot:
-                print_table(spreads(study, tier, runs))
-                parent.end("FINISHED")
-                return
-            self.conclude(config, known, seeds, runs, folder, parent)
-        except BaseException as error:
-            parent.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
+        with alone(folder):
+            write_text(folder / "study.yaml", OmegaConf.to_yaml(config.study, resolve=True))
+            with Parent(config.logger, study, kind, known, folder) as parent:
+                runs = self.measured(config, planned, folder, parent)
+                if config.pilot:
+                    writing.print_table(spreads(study, tier, runs))
+                else:
+                    self.conclude(config, known, seeds, runs, folder, parent)
 
     def announce(self, tier: str, num_seeds: int) -> None:
         """What is asked and what the design can find, before anything runs."""
         print(f"{self.study.name} (tier {tier}): {self.study.question}")
         rows = writing.power_rows(self.study.claims_of(self.study.tier(tier)), num_seeds)
         if rows:
-            print_table(pd.DataFrame(rows, columns=list(writing.POWER_HEAD)))
+            writing.print_table(pd.DataFrame(rows, columns=list(writing.POWER_HEAD)))
 
     def measured(
-        self, config: DictConfig, tier: Tier, planned: Sequence[runner.Job], folder: Path,
-        parent: Parent,
-    ) -> pd.DataFrame:  # fmt: skip
-        """The table, complete. Raises `RuntimeError` where a run failed."""
+        self, config: DictConfig, planned: Sequence[runner.Job], folder: Path, parent: Parent
+    ) -> pd.DataFrame:
+        """The table, complete. Raises `ValueError` where a run failed."""
         waiting = [one for one in planned if not runner.is_done(folder, one)]
         if waiting:
             executor = config.executor or ("inline" if config.tier == "smoke" else "fork")
             n_jobs = config.n_jobs or len(os.sched_getaffinity(0))
-            done = len(planned) - len(waiting)
+            said = progress(len(planned) - len(waiting), len(planned))
             common = [*self.probes, *parent.overrides]
-            failed = runner.run(
-                waiting, folder, self.study.together, common, n_jobs, executor,
-                progress(done, len(planned)),
-            )  # fmt: skip
+            together = self.study.together
+            failed = runner.run(waiting, folder, together, common, n_jobs, executor, said)
             for place, reason in failed.items():
                 log.error(f"{folder / place}: {reason}")
-            require(
-                not failed, "number of failed runs", len(failed), "an incomplete table is not "
-                "judged. See the reasons above; the same command runs what is missing",
-            )  # fmt: skip
+            if failed:
+                raise ValueError(
+                    f"{len(failed)} of {len(planned)} runs failed, for the reasons above: an "
+                    "incomplete table is not judged. The same command runs what is missing"
+                )
         return runner.read_table(self.study, folder, planned)
 
     def conclude(
@@ -124,11 +120,27 @@ class StudyRun:
         files = writing.write(study, facts, judged, runs, folder)
         parent.conclude(judged, files)
         rows = writing.finding_rows(study.claims, judged.claims)
-        print_table(pd.DataFrame(rows, columns=list(writing.HEAD)).drop(columns="note"))
+        writing.print_table(pd.DataFrame(rows, columns=list(writing.HEAD)).drop(columns="note"))
         for control in judged.failed:
             print(f"control failed: {control}")
         print(f"verdict: {writing.verdict_of(judged)}\nreport:  {folder / writing.HTML}")
         print(f"MLflow:  {parent.url()}")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within the context no other process runs the study; a request to end it is like Ctrl-C."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"{folder} is in use: another process runs this study") from None
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here")
+        sys.exit(INTERRUPTED)
 
 
 def spreads(study: Study, tier: Tier, runs: pd.DataFrame) -> pd.DataFrame:
@@ -157,14 +169,3 @@ def progress(done: int, total: int) -> Callable[[int, int], None]:
             said, heard = now, ended
 
     return say
-
-
-def print_table(frame: pd.DataFrame) -> None:
-    """A table in the terminal; its columns are as wide as they need where it is none."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
-    table = Table(*map(str, frame.columns), box=SIMPLE_HEAD)
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(escape, map(str, row)))
-    console.print(table)

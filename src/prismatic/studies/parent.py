@@ -30,6 +30,7 @@ class Parent:
         )  # fmt: skip
         kept.write_text(self.recorder.version)
         self.tags = tags
+        self.end_strays()
         self.recorder.set_tags({"question": study.question, "folder": folder})
         self.recorder.log_file(folder / "study.yaml")
 
@@ -45,7 +46,7 @@ class Parent:
         ]
 
     def conclude(self, judged: Judgement, files: Iterable[Path]) -> None:
-        """Record verdicts as tags, effects as metrics, the report as artifacts; end the run."""
+        """Record verdicts as tags, effects as metrics, the report as artifacts."""
         tags = {"verdict": verdict_of(judged)}
         metrics = {}
         for claim, found in judged.claims.items():
@@ -57,10 +58,22 @@ class Parent:
         self.recorder.log_metrics(metrics)
         for file in files:
             self.recorder.log_file(file, FOLDER)
-        self.end("FINISHED")
 
-    def end(self, status: str) -> None:
-        self.recorder.end(status)
+    def end_strays(self) -> None:
+        """End the runs of a study that was killed: nobody else does."""
+        client = self.recorder.experiment
+        if client is not None:
+            below = f"tags.`mlflow.parentRunId` = '{self.recorder.version}'"
+            experiment = client.get_run(self.recorder.version).info.experiment_id
+            for run in client.search_runs([experiment], f"{below} and status = 'RUNNING'"):
+                client.set_terminated(run.info.run_id, "KILLED")
+
+    def __enter__(self) -> "Parent":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.recorder.end("KILLED" if stopped else "FAILED" if kind else "FINISHED")
 
     def url(self) -> str:
         return self.recorder.url()

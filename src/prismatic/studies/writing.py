@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from prismatic.files import replacing, write_text
 from prismatic.report.markup import notice, page, paragraph, picture, table
@@ -21,6 +25,8 @@ from .spec import Study
 from .verdict import Judgement, overall
 
 VERDICT, TABLE, HTML, MARKDOWN = "verdict.json", "table.csv", "report.html", "report.md"
+POWER_HEAD = ("claim", "effects", "found with 80 % power", "power for twice what matters")
+WIDE = 10_000  # columns of what is no terminal
 HEAD = ("claim", "effect", "verdict", "estimate and interval", "p", "n", "matters from", "note")
 
 
@@ -72,7 +78,10 @@ def power_rows(claims: Mapping[str, Claim], num_seeds: int) -> list[list[str]]:
     return rows
 
 
-POWER_HEAD = ("claim", "effects", "smallest found with 80 % power", "power for twice what matters")
+def power_shown(claim: Claim, num_seeds: int) -> str:
+    """What the design can find, in a phrase; empty for a claim that is no contrast."""
+    rows = power_rows({"": claim}, num_seeds)
+    return f"finds {rows[0][2]}; for twice what matters {rows[0][3]}" if rows else ""
 
 
 def means(study: Study, runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -88,6 +97,17 @@ def means(study: Study, runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]
 
 def spread(mean: float, deviation: float) -> str:
     return "-" if math.isnan(mean) else f"{mean:.5g} ± {deviation:.2g}"
+
+
+def print_table(frame: pd.DataFrame) -> None:
+    """A table in the terminal; its columns are as wide as they need where it is none."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    shown = Table(*map(str, frame.columns), box=SIMPLE_HEAD)
+    for row in frame.itertuples(index=False):
+        shown.add_row(*map(escape, map(str, row)))
+    console.print(shown)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -176,8 +196,10 @@ def result(
                 "source": study.claims[name].source,
                 "unit": study.claims[name].unit,
                 "verdict": overall(found.values()),
-                "findings": {effect: asdict(one) for effect, one in found.items()},
-                "power": power_rows({name: claims[name]}, len(facts.seeds)),
+                "findings": {
+                    effect: asdict(one) | {"shown": interval(one)} for effect, one in found.items()
+                },
+                "power": power_shown(claims[name], len(facts.seeds)),
             }
             for name, found in judged.claims.items()
         },

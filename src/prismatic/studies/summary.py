@@ -1,0 +1,105 @@
+"""One page of all studies: each claim, where it is made, and what was found."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from prismatic.files import write_text
+from prismatic.perturb import require
+from prismatic.report.markup import page, paragraph, table
+
+from .spec import TIERS
+from .writing import HTML, VERDICT, markdown_table, print_table
+
+NAME = "summary"
+HEAD = (
+    "study",
+    "claim",
+    "source",
+    "effect",
+    "verdict",
+    "estimate and interval",
+    "power",
+    "minutes",
+)
+
+
+class Summary:
+    """What `study=summary` does."""
+
+    def run(self, config: DictConfig) -> None:
+        """Write `summary.md` and `summary.html` beside the studies' folders.
+
+        Raises `ValueError` where no study has been run.
+        """
+        folder = Path(config.output).absolute()
+        found = latest(read(folder))
+        wanted = "run one first: python src/study.py study=leak tier=cpu"
+        require(bool(found), "output", str(folder), f"it holds no finished study; {wanted}")
+        rows = [row for result in found for row in rows_of(result)]
+        reports = {r["study"]: relpath(Path(r["folder"], HTML), folder) for r in found}
+        write_text(folder / f"{NAME}.md", markdown(found, rows, reports))
+        write_text(folder / f"{NAME}.html", html(found, rows, reports))
+        print_table(pd.DataFrame(rows, columns=list(HEAD)))
+        print(f"summary: {folder / f'{NAME}.html'}")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Every result of a study, and the folder it lies in."""
+    paths = sorted(folder.glob(f"*/*/{VERDICT}"), key=lambda path: path.stat().st_mtime)
+    return [json.loads(path.read_text()) | {"folder": str(path.parent)} for path in paths]
+
+
+def latest(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of each study the largest tier, and of that the last one."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for result in results:
+        other = best.get(result["study"])
+        if other is None or TIERS.index(result["tier"]) >= TIERS.index(other["tier"]):
+            best[result["study"]] = result
+    return [best[name] for name in sorted(best)]
+
+
+def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
+    """A row of text per claim and effect."""
+    name = f"{result['study']} ({result['tier']})"
+    minutes = f"{result['seconds'] / 60:.1f}"
+    return [
+        [
+            name, claim["says"], claim["source"] or "-", effect or "-", finding["verdict"],
+            finding["shown"], claim["power"] or "-", minutes,
+        ]
+        for claim in result["claims"].values()
+        for effect, finding in claim["findings"].items()
+    ]  # fmt: skip
+
+
+INTRODUCTION = (
+    "Each claim is judged by a rule that was fixed before the runs: supported, refuted or "
+    "inconclusive, for each regime by itself. A smoke tier gives no verdict. Minutes are those of "
+    "all runs of the study, one after another."
+)
+
+
+def markdown(
+    results: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[str]], reports: Mapping[str, str]
+) -> str:
+    lines = [f"- [{r['study']}]({reports[r['study']]}): {r['question']}" for r in results]
+    studies = "\n".join(lines)
+    parts = ["# Studies", INTRODUCTION, studies, markdown_table(HEAD, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def html(
+    results: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[str]], reports: Mapping[str, str]
+) -> str:
+    links = [
+        f'<p><a href="{reports[r["study"]]}">{r["study"]}</a> ({r["verdict"]}): {r["question"]}</p>'
+        for r in results
+    ]
+    return page("Studies", [paragraph(INTRODUCTION, "facts"), *links, table(HEAD, rows)])

@@ -1,0 +1,108 @@
+"""A contrast is a paired, weighted sum of one measure over arms, judged as a family."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prismatic.stats import family_verdicts
+from prismatic.studies import Contrast, UnjudgeableError, values
+
+SEEDS = 8
+
+
+def table(**arms) -> pd.DataFrame:
+    """A table of one measure `m`: an array of values by seed for each arm."""
+    rows = [
+        {"arm": arm, "seed": seed, "diverged": 0.0, "m": value}
+        for arm, column in arms.items()
+        for seed, value in enumerate(column)
+    ]
+    return pd.DataFrame(rows)
+
+
+def contrast(contrasts=None, **options) -> Contrast:
+    given = {"says": "a is larger", "measure": "m", "smallest_effect": 0.1}
+    return Contrast(contrasts=contrasts or {"a": {"a": 1, "b": -1}}, **given | options)
+
+
+@pytest.fixture
+def runs() -> pd.DataFrame:
+    noise = np.random.default_rng(0).normal(0, 0.05, (4, SEEDS))
+    return table(a=noise[0] + 3, b=noise[1] + 2, c=noise[2] + 2, d=noise[3] + 1.5)
+
+
+def test_effects_are_paired_by_seed_whatever_the_order_of_rows(runs):
+    shuffled = runs.sample(frac=1, random_state=0)
+    effect = contrast().effects(shuffled)["a"]
+    by_arm = {arm: rows["m"].to_numpy() for arm, rows in runs.groupby("arm")}
+    np.testing.assert_array_equal(effect, by_arm["a"] - by_arm["b"])
+
+
+def test_a_difference_of_differences_and_an_offset(runs):
+    weights = {"a": 1, "b": -1, "c": -1, "d": 1}
+    effect = contrast({"interaction": weights}, offset=-0.25).effects(runs)["interaction"]
+    a, b, c, d = (rows["m"].to_numpy() for _, rows in runs.groupby("arm"))
+    np.testing.assert_allclose(effect, (a - b) - (c - d) - 0.25, atol=1e-12)
+
+
+def test_a_family_is_judged_together(runs):
+    rng = np.random.default_rng
+    effects = {"a": {"a": 1, "b": -1}, "c": {"c": 1, "d": -1}, "none": {"b": 1, "c": -1}}
+    found = contrast(effects).judge(runs, rng(0))
+    expected = family_verdicts(contrast(effects).effects(runs), smallest_effect=0.1, rng=rng(0))
+    assert {name: one.verdict for name, one in found.items()} == {
+        "a": "supported", "c": "supported", "none": "refuted",
+    }  # fmt: skip
+    for name, one in found.items():
+        assert one.p == expected[name].holm_p
+        assert one.interval == tuple(expected[name].interval)
+
+
+def test_a_diverged_run_counts_as_declared(runs):
+    runs.loc[(runs["arm"] == "b") & (runs["seed"] == 2), ["diverged", "m"]] = 1.0, math.nan
+    with pytest.raises(UnjudgeableError, match=r"m of arm 'b', seed 2, diverged"):
+        contrast().effects(runs)
+    effect = contrast(if_diverged=9.0).effects(runs)["a"]
+    assert effect[2] == values(runs, "a", "m")[2] - 9.0
+
+
+def test_a_value_that_is_not_finite_is_refused(runs):
+    runs.loc[(runs["arm"] == "a") & (runs["seed"] == 0), "m"] = math.inf
+    with pytest.raises(UnjudgeableError, match=r"arm 'a', seed 0, is inf"):
+        contrast().judge(runs, np.random.default_rng(0))
+
+
+def test_the_logarithm_of_a_measure(runs):
+    effect = contrast(log=True).effects(runs)["a"]
+    np.testing.assert_allclose(effect, np.log(values(runs, "a", "m") / values(runs, "b", "m")))
+
+
+def test_a_tier_leaves_out_effects_whose_arms_it_lacks():
+    claim = contrast({"one": {"a": 1, "b": -1}, "two": {"a": 1, "c": -1}})
+    assert claim.arms() == {"a", "b", "c"}
+    assert list(claim.within({"a", "b"}).contrasts) == ["one"]
+    assert claim.within({"b", "c"}) is None
+
+
+def test_power_is_in_the_units_of_what_is_known():
+    unknown, known = contrast(), contrast(pilot_sd=0.1, unit="nats")
+    assert unknown.power(10)["unit"] == "standard deviations"
+    assert "power" not in unknown.power(10)
+    assert known.power(10)["smallest_found"] == pytest.approx(
+        0.1 * unknown.power(10)["smallest_found"]
+    )
+    assert 0.99 < known.power(10)["power"] <= 1  # two standard deviations, ten seeds
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "equal"}, "kind='equal' is not valid: choose one of greater, no difference"),
+        ({"smallest_effect": 0.0}, "smallest_effect=0.0 is not valid"),
+    ],
+)
+def test_nonsense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        contrast(**options)

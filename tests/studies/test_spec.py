@@ -1,0 +1,70 @@
+"""A study is complete and consistent before anything runs, and known by its hash."""
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from prismatic.studies.runner import jobs
+from prismatic.studies.spec import digest
+
+from .toys import toy
+
+
+def study(**changes):
+    node = toy()
+    for key, value in changes.items():
+        OmegaConf.update(node, key.replace("__", "."), value, merge=False)
+    return instantiate(node)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"controls": {}}, "a study needs at least one control"),
+        ({"tiers__cpu__seeds": 1}, "seeds=1 is not valid: give at least 2"),
+        ({"tiers__cpu__arms": ["dens"]}, "arm of tier cpu='dens' is not valid"),
+        ({"tiers__cpu__arms": ["dense"]}, "controls need zero, too"),
+        ({"tiers__laptop": {"seeds": 3}}, "tier='laptop' is not valid: choose one of smoke, cpu"),
+        ({"claims__better__contrasts": {"x": {"y": 1}}}, "arm of a claim='y' is not valid"),
+    ],
+)  # fmt: skip
+def test_an_inconsistent_study_is_refused(changes, message):
+    with pytest.raises(Exception, match=message):
+        study(**changes)
+
+
+def test_a_tier_that_does_not_exist():
+    with pytest.raises(ValueError, match="tier='gpu' is not valid: choose one of smoke, cpu"):
+        study().tier("gpu")
+
+
+def test_a_tier_answers_what_its_arms_allow():
+    toy_study = study()
+    assert set(toy_study.claims_of(toy_study.tier("cpu"))) == {"better", "worse"}
+    assert set(toy_study.claims_of(toy_study.tier("smoke"))) == {"better"}
+
+
+def test_all_arms_of_a_seed_come_before_the_next_seed():
+    toy_study = study()
+    planned = jobs(toy_study, toy_study.tier("smoke"), range(2))
+    assert [(one.arm, *one.seeds) for one in planned[:4]] == [
+        ("dense", 0), ("token, routed", 0), ("zero", 0), ("dense", 1),
+    ]  # fmt: skip
+    assert len({one.folder for one in planned}) == len(planned) == 6
+    assert "seed=1" in planned[3].overrides
+
+
+def test_the_hash_is_of_what_is_asked():
+    known = digest(toy(), "cpu")
+    for key, value in (
+        ("claims.better.smallest_effect", 0.4),
+        ("arms.zero", ["router=dense"]),
+        ("tiers.cpu.seeds", 7),
+    ):
+        changed = toy()
+        OmegaConf.update(changed, key, value)
+        assert digest(changed, "cpu") != known, key
+    drawn = toy()
+    OmegaConf.update(drawn, "tiers.smoke.seeds", 3)
+    OmegaConf.update(drawn, "figures", {}, force_add=True)
+    assert digest(drawn, "cpu") == known

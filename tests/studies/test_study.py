@@ -1,0 +1,197 @@
+"""One command from a YAML to a verdict, recorded in MLflow; it goes on where it was stopped."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from filelock import FileLock
+from mlflow import MlflowClient
+
+from prismatic.tracking.store import connect
+
+from ..tiny import ROOT
+from .toys import CONF
+
+TOY = ["--config-dir", str(CONF), "study=toy"]
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """MLflow's database as it is at first: making one takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def study(script, tmp_path, empty_store):
+    """Runs the toy study in this process: study("tier=cpu") -> outcome, its folder."""
+    (tmp_path / "outputs").mkdir()
+    shutil.copy(empty_store, tmp_path / "outputs" / "mlflow.db")
+
+    def run(*arguments: str, name: str = "study"):
+        done = script(name, *TOY, "executor=inline", *arguments)
+        folders = sorted((tmp_path / "outputs" / "studies" / "toy").glob("*"))
+        return done, folders[-1] if folders else None
+
+    return run
+
+
+def client(tmp_path: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+
+
+def test_a_study_from_its_yaml_to_its_verdict(study, tmp_path):
+    done, folder = study("tier=cpu")
+    assert done.status == 0, done.err
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == 24
+    fast = table[table["arm"] == "fast"]
+    assert (fast["diverged"] == 1).all()
+    assert fast["loss/val"].tolist() == [pytest.approx(math.log(16))] * 6  # divergence is data
+    assert "routing/expert_3_weight" in table and "routing/entropy" not in table
+    losses = table.set_index(["arm", "seed"])["loss/val"]
+    assert losses["dense"].tolist() == losses["zero"].tolist()  # bit for bit
+
+    result = json.loads((folder / "verdict.json").read_text())
+    assert result["claims"]["better"]["verdict"] == "refuted"
+    assert result["failed_controls"] == []
+    assert "verdict: " in done.out and str(folder / "report.html") in done.out
+    page = (folder / "report.html").read_text()
+    assert "Does routing help where nothing can be learned?" in page
+    assert "http" not in page.split("</style>")[1]  # it opens offline
+    for name in ("claim_better.png", "claim_worse.png", "measure_loss_val.png"):
+        assert name in (folder / "report.md").read_text()
+        assert (folder / name).stat().st_size > 3000
+
+
+def test_mlflow_has_a_run_for_the_study_and_one_below_it_for_each_run(study, tmp_path):
+    _, folder = study("tier=smoke")
+    store = client(tmp_path)
+    [experiment] = [e for e in store.search_experiments() if e.name == "prismatic"]
+    runs = store.search_runs([experiment.experiment_id])
+    [parent] = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 6
+    known = folder.name.rpartition("-")[2]
+    assert {r.data.tags["study_hash"] for r in runs} == {known}
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert parent.data.tags["verdict"] == "no verdict"
+    assert parent.data.tags["verdict.better/routed"] == "no verdict"
+    assert "effect/better/routed" in parent.data.metrics
+    assert "token, routed, seed 1" in {r.info.run_name for r in children}
+    files = {file.path for file in store.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/report.html", "report/verdict.json", "report/table.csv"} <= files
+    assert "study.yaml" in {file.path for file in store.list_artifacts(parent.info.run_id)}
+
+
+def test_finished_runs_are_not_repeated(study, tmp_path):
+    _, folder = study("tier=smoke")
+    measured = sorted(folder.glob("runs/*/*/measures.json"))
+    before = {path: path.stat().st_mtime_ns for path in measured}
+    first = pd.read_csv(folder / "table.csv")
+    measured[0].unlink()
+    assert study("tier=smoke")[0].status == 0
+    again = {path: path.stat().st_mtime_ns for path in measured}
+    assert [path for path in measured if again[path] != before[path]] == measured[:1]
+    columns = ["arm", "seed", "loss/val"]
+    old, new = (
+        pd.read_csv(io)[columns] for io in (pd.io.common.StringIO(first), folder / "table.csv")
+    )
+    pd.testing.assert_frame_equal(old, new)
+    store = client(tmp_path)
+    parents = [r for r in store.search_runs(["1"]) if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1
+
+
+def test_another_specification_is_another_study(study):
+    _, first = study("tier=smoke")
+    done, _ = study("tier=smoke", "study.claims.better.smallest_effect=0.4")
+    assert done.status == 0
+    assert len(list(first.parent.glob("smoke-*"))) == 2
+
+
+def test_a_table_with_a_hole_is_not_judged(study):
+    done, folder = study("tier=smoke", "study.arms.dense=['router=dense','optim.batch_size=0']")
+    assert done.status == 1
+    assert "2 of 6 runs failed" in done.err and "an incomplete table is not judged" in done.err
+    assert "optim.batch_size=0 is not valid" in done.out + done.err
+    assert not (folder / "verdict.json").exists()
+    assert len(list(folder.glob("runs/*/*/measures.json"))) == 4
+
+
+def test_pilot_seeds_give_the_spread_of_effects_and_no_verdict(study):
+    done, folder = study("tier=smoke", "pilot=2")
+    assert done.status == 0
+    assert "standard deviation" in done.out and "verdict" not in done.out
+    assert not (folder / "verdict.json").exists()
+    seeds = {path.parent.name for path in folder.glob("runs/*/*/measures.json")}
+    assert seeds == {"seed_10000", "seed_10001"}
+
+
+def test_a_study_that_runs_elsewhere_is_left_alone(study):
+    _, folder = study("tier=smoke")
+    with FileLock(folder / "lock"):
+        done, _ = study("tier=smoke")
+    assert done.status == 1
+    assert "another process runs this study" in done.err
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("tier=big", "tier='big' is not valid: choose one of smoke, cpu, gpu"),
+        ("tier=gpu", "tier='gpu' is not valid: choose one of smoke, cpu"),
+        ("+seed=3", "there is no key seed"),
+    ],
+)
+def test_bad_input_is_one_error(study, argument, message):
+    done, _ = study(argument)
+    assert done.status == 1
+    assert message in done.err and "Traceback" not in done.err
+
+
+def test_a_summary_of_all_studies(study, script, tmp_path):
+    none = script("study", "study=summary")
+    assert none.status == 1 and "holds no finished study" in none.err
+    study("tier=smoke")
+    study("tier=cpu")
+    done = script("study", "study=summary")
+    assert done.status == 0
+    folder = tmp_path / "outputs" / "studies"
+    text = (folder / "summary.md").read_text()
+    assert "toy (cpu)" in text and "toy (smoke)" not in text  # the largest tier counts
+    assert "Routing is better than none" in text and "refuted" in text
+    [link] = [line for line in text.splitlines() if line.startswith("- [toy](")]
+    assert (folder / link.split("(")[1].split(")")[0]).is_file()
+    assert "A mad learning rate is worse" in (folder / "summary.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_study_killed_in_the_middle_goes_on(tmp_path, kind):
+    command = [sys.executable, str(ROOT / "src" / "study.py"), *TOY, "tier=cpu"]
+    environment = os.environ | {"PRISMATIC_OUTPUTS": str(tmp_path / "outputs")}
+    begun = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (found := list(tmp_path.rglob("measures.json"))):
+        assert begun.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    begun.send_signal(kind)
+    out, _ = begun.communicate(timeout=60)
+    assert ("the same command goes on" in out) == (kind != signal.SIGKILL)
+    kept = {path: path.stat().st_mtime_ns for path in found}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in found} == kept
+    assert len(list(tmp_path.rglob("measures.json"))) == 24
+    statuses = {run.info.status for run in client(tmp_path).search_runs(["1"])}
+    assert "RUNNING" not in statuses
