@@ -107,7 +107,7 @@ def table(**gains):
 @pytest.mark.parametrize(
     ("gain_T", "verdict", "where"),
     [
-        ((-0.002, -0.001, -0.003), "supported", "position 1"),  # has learnt noise
+        ((-0.002, -0.001, -0.003), "supported", "seed 0"),  # has learnt noise
         ((0.0, 0.0, 0.0), "supported", "seed 0"),
         ((0.0, 0.0, 0.002), "refuted", "position 2"),  # a position of ten runs: 6 errors
         ((0.004, 0.004, 0.004), "refuted", "all tokens"),

@@ -110,7 +110,7 @@ def means(table: pd.DataFrame, arm: str) -> Iterator[Mean]:
     """Over all tokens of each run, of all runs, and at each position of all runs."""
     gain_S, error_S = values(table, arm, "leak/gain"), values(table, arm, "leak/error")
     for seed in gain_S.index:
-        yield Mean(f"seed {seed}", gain_S[seed], error_S[seed])
+        yield Mean(f"seed {seed}", float(gain_S[seed]), float(error_S[seed]))
     for place in ["leak", *positions(table)]:
         gain_S, error_S = (values(table, arm, f"{place}/{part}") for part in ("gain", "error"))
         name = "all tokens" if place == "leak" else place.removeprefix("leak/").replace("_", " ")
