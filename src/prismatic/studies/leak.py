@@ -6,7 +6,7 @@ Shapes: B rows, T positions, G batches, S seeds, C means over tokens.
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,11 @@ class Independence:
 
     def arms(self) -> set[str]:
         return set(self.routers)
+
+    def within(self, arms: set[str]) -> "Independence | None":
+        """The claim about the routers that a tier runs."""
+        routers = [arm for arm in self.routers if arm in arms]
+        return replace(self, routers=routers) if routers else None
 
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
         return {arm: self.judge_arm(table, arm) for arm in self.routers}

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from prismatic.perturb import one_of, require
 
-from .claims import Claim, Contrast, Finding
+from .claims import Claim, Divisible, Finding
 
 TIERS = ("smoke", "cpu", "gpu")
 PILOT = 10_000  # the first pilot seed; confirmatory ones begin at 0
@@ -97,7 +97,7 @@ class Study:
         """The claims that the tier's arms can answer, less the effects that they cannot."""
         arms = self.arms_of(tier)
         cut = {
-            name: claim.within(arms) if isinstance(claim, Contrast) else claim
+            name: claim.within(arms) if isinstance(claim, Divisible) else claim
             for name, claim in self.claims.items()
         }
         return {name: claim for name, claim in cut.items() if claim and claim.arms() <= arms}
