@@ -76,9 +76,8 @@ def swap_costs(model: Transformer, domains: Sequence[Batch]) -> dict[str, float]
     """
 
     def loss(batch: Batch) -> float:
-        return float(
-            F.cross_entropy(model(batch.tokens_BT).flatten(0, 1), batch.targets_BT.flatten())
-        )
+        logits_BTV = model(batch.tokens_BT)
+        return float(F.cross_entropy(logits_BTV.transpose(1, 2), batch.targets_BT))
 
     own, logits_DL = 0.0, []
     for batch in domains:
@@ -113,7 +112,7 @@ class Adaptation(pl.Callback):
     """Logs how much routing says of the domain, beside twins of its gates that nothing trains.
 
     `adaptation/information` is I(view; domain) of held-out rows as a share of the most possible,
-    `adaptation/twin` that of the untrained gates on the same inputs, `adaptation/gain` what is more.
+    `adaptation/twin` that of the untrained gates on the same inputs, `adaptation/gain` the rest.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -136,6 +135,7 @@ class Adaptation(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.twins.end()
+        self.twins.routing.clear()
         if not is_routed(pl_module.model):
             return
         trained, twin = (mutual_information(d.total_DE) for d in (self.trained, self.untrained))

@@ -34,6 +34,7 @@ class Picture(Protocol):
 class Tier:
     """How large a study is run: its seeds, further overrides, and which arms (null: all).
 
+    `of_arms` holds further overrides of single arms, such as a number of steps.
     `covers` says what part of the full design that is, and so what conclusions are about.
     """
 
@@ -41,6 +42,7 @@ class Tier:
     overrides: Sequence[str] = ()
     arms: Sequence[str] | None = None
     covers: str = ""
+    of_arms: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.seeds >= 2, "seeds", self.seeds, "give at least 2")
@@ -76,7 +78,7 @@ class Study:
         object.__setattr__(self, "tiers", tiers)
         for name, tier in tiers.items():
             one_of("tier", name, TIERS)
-            for arm in tier.arms or ():
+            for arm in (*(tier.arms or ()), *tier.of_arms):
                 one_of(f"arm of tier {name}", arm, tuple(self.arms))
             lacking = {a for c in self.controls.values() for a in c.arms()} - self.arms_of(tier)
             wanted = f"controls need {', '.join(sorted(lacking))}, too"
