@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+STUDIES := $(filter-out summary,$(basename $(notdir $(wildcard conf/study/*.yaml))))
 
-.PHONY: help env train test test-slow lint ui lock clean
+.PHONY: help env train test test-slow lint studies ui lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +32,10 @@ lint: env ## ruff and mypy
 	$(RUN) -m ruff check src tests
 	$(RUN) -m ruff format --check src tests
 	$(RUN) -m mypy
+
+studies: env ## all studies (TIER=smoke: do they run? cpu: about an hour; gpu) and their summary
+	for study in $(STUDIES); do $(RUN) src/study.py study=$$study tier=$(or $(TIER),cpu) || exit; done
+	$(RUN) src/study.py study=summary
 
 ui: env ## MLflow's UI on this store, http://127.0.0.1:5000
 	@echo "open http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"

@@ -5,6 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+
+from prismatic.studies import build
+from prismatic.studies.runner import jobs
 
 from .tiny import ROOT, composed
 
@@ -39,6 +43,17 @@ def test_the_router_example_runs():
     names: dict = {}
     exec(example, names)
     assert names["y"].shape == names["y1"].shape == (2, 10, 64)
+
+
+def test_the_study_example_is_a_study(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    made = build(OmegaConf.create(example)).study
+    for tier in made.tiers.values():
+        for one in jobs(made, tier, range(1)):
+            composed(*one.overrides)
+    assert set(re.findall(r"^\| `(\w+)` \| [^`]*\? \|", TEXT, re.MULTILINE)) | {"summary"} == {
+        path.stem for path in (ROOT / "conf" / "study").glob("*.yaml")
+    }
 
 
 def test_every_option_of_the_table_exists():

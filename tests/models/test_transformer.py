@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prismatic.models import INITS, MLPS, NORMS, POSITIONS, Transformer
+from prismatic.models import ATTENTIONS, INITS, MLPS, NORMS, POSITIONS, Transformer
 from prismatic.perturb import Focal, Perturbation
 from prismatic.routers import ConstantRouter, DenseRouter, PrismaticRouter, SmearRouter
 
@@ -136,6 +136,13 @@ VARIANTS = [
     {"bias": True},
     {"mlp_ratio": 1.5},
     {"norm": nn.Identity, "mlp": None},
+    *({"attention": name} for name in ATTENTIONS),
+    {"norm_placement": "post"},
+    {"norm_placement": "post", "residual": False, "init": "xavier"},
+    {"residual": False, "init": "xavier"},
+    {"final_norm": False, "init": "xavier"},
+    {"qk_norm": "layernorm", "qk_gain": 4.0},
+    {"qk_norm": "rmsnorm", "positions": "alibi"},
 ]
 
 
@@ -239,11 +246,19 @@ def trained_dense(**options):
 
 
 OTHER_PARTS = {"bias": True, "mlp": "swiglu", "norm": "rmsnorm"}
+STUDIED = [
+    {"norm_placement": "post", "qk_norm": "rmsnorm", "qk_gain": 2.0},
+    {"residual": False, "final_norm": False, "qk_norm": "layernorm", "init": "xavier"},
+    *({"attention": name, "mlp": "none"} for name in ATTENTIONS if name != "full"),
+]
 
 
 @pytest.mark.parametrize(
     ("level", "pool", "options"),
-    [*((*pair, {}) for pair in PAIRS), *((*pair, OTHER_PARTS) for pair in PAIRS[::4])],
+    [
+        *((*pair, {}) for pair in PAIRS),
+        *((*pair, options) for pair in PAIRS[::4] for options in (OTHER_PARTS, *STUDIED)),
+    ],
     ids=str,
 )
 def test_scale_0_is_the_dense_model_bit_for_bit_after_20_clipped_steps(level, pool, options):
@@ -325,6 +340,14 @@ REFUSED = [
     ({"norm": "batch"}, "norm='batch' .*layernorm, rmsnorm, none"),
     ({"mlp": "relu"}, "mlp='relu' .*gelu, swiglu, none"),
     ({"positions": "sinus"}, "positions='sinus' .*rope, learned, alibi, none"),
+    ({"norm_placement": "middle"}, "norm_placement='middle' .*pre, post"),
+    ({"attention": "linear"}, "attention='linear' .*full, uniform, constant, query, key"),
+    ({"qk_norm": "l2"}, "qk_norm='l2' .*layernorm, rmsnorm, none"),
+    ({"qk_gain": 0}, r"qk_gain=0 .*> 0"),
+    ({"attention": "uniform", "qk_norm": "rmsnorm"}, r"qk_norm=.*RMSNorm.*model\.attention=full"),
+    ({"attention": "constant", "qk_gain": 2}, r"qk_gain=2 .*model\.attention=full"),
+    ({"residual": "off"}, "residual='off' .*true or false"),
+    ({"final_norm": 0}, "final_norm=0 .*true or false"),
     ({"init": "ones"}, "init='ones' .*normal_02, xavier, xavier_embed_02, zero_residual"),
 ]
 

@@ -4,14 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from prismatic.models import POSITIONS, Attention, watched
+from prismatic.models import ATTENTIONS, POSITIONS, Attention, watched
 
 from .test_transformer import PAIRS, awake, model, prismatic, tokens
 
+PARTS = [
+    *({"positions": name} for name in POSITIONS),
+    *({"attention": name, "positions": "alibi"} for name in ATTENTIONS),
+    *({"attention": name} for name in ATTENTIONS),
+    {"qk_norm": "layernorm", "qk_gain": 4.0},
+]
 
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_watching_changes_no_output(positions):
-    plain = awake(model(positions=positions, depth=3))
+
+@pytest.mark.parametrize("options", PARTS, ids=str)
+def test_watching_changes_no_output(options):
+    plain = awake(model(**options, depth=3))
     expected = plain(tokens())
     seen = []
     with watched(plain, lambda *shown: seen.append(shown)):

@@ -19,7 +19,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 
-from prismatic.models import Attention, Block, Residual
+from prismatic.models import Attention, Block, PreNorm, QueryKey
 from prismatic.models.parts import GeluMLP, RotaryPositions
 from prismatic.perturb import Focal, Perturbation, change
 from prismatic.routers import PrismaticRouter, SmearRouter
@@ -59,8 +59,10 @@ class Sizes:
 
     def block(self) -> Block:
         """A block as the transformer builds it."""
-        attention = Residual(nn.LayerNorm(self.dim), Attention(self.dim, self.num_heads, False))
-        mlp = Residual(nn.LayerNorm(self.dim), GeluMLP(self.dim, self.hidden, False))
+        logits = QueryKey(self.dim, self.num_heads, self.seq_len)
+        attend = Attention(self.dim, self.num_heads, False, logits)
+        attention = PreNorm(nn.LayerNorm(self.dim), attend)
+        mlp = PreNorm(nn.LayerNorm(self.dim), GeluMLP(self.dim, self.hidden, False))
         return Block(attention, mlp).to(self.device, getattr(torch, self.dtype))
 
     def inputs(self) -> tuple[torch.Tensor, nn.Module]:

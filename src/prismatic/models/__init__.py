@@ -1,11 +1,12 @@
 """The base transformer and its interchangeable parts."""
 
+from .attention import ATTENTIONS, Attention, QueryKey, watched
 from .init import INITS
-from .parts import MLPS, NORMS, POSITIONS, Attention, Block, Residual, watched
+from .parts import MLPS, NORMS, PLACEMENTS, POSITIONS, Block, PreNorm
 from .sampling import generate
 from .transformer import Transformer
 
 __all__ = [
-    "INITS", "MLPS", "NORMS", "POSITIONS", "Attention", "Block", "Residual", "Transformer",
-    "generate", "watched",
+    "ATTENTIONS", "INITS", "MLPS", "NORMS", "PLACEMENTS", "POSITIONS", "Attention", "Block",
+    "PreNorm", "QueryKey", "Transformer", "generate", "watched",
 ]  # fmt: skip

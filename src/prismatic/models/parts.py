@@ -1,11 +1,10 @@
-"""What blocks are made of: norms, MLPs, positions and attention. A variant is another object.
+"""What blocks are made of, but for attention: norms, MLPs, positions. A variant is another object.
 
-Shapes: B batch, T time, D model width, H heads, K head width, F hidden width of the MLP.
+Shapes: B batch, T time, D model width, H heads, K head width.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -131,90 +130,39 @@ POSITIONS: dict[str, Callable[[int, int, int], NoPositions]] = {
 }
 
 
-def fused(
-    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """Causal softmax attention; a `bias` holds the causal mask already."""
-    return F.scaled_dot_product_attention(
-        q_BHTK, k_BHTK, v_BHTK, attn_mask=bias, is_causal=bias is None
-    )
+def without_skip(x_BTD: torch.Tensor, y_BTD: torch.Tensor) -> torch.Tensor:
+    """What leaves a sublayer that has no residual connection."""
+    return y_BTD
 
 
-class Watched:
-    """`fused` in plain steps: `see` gets the logits (B, H, T, T), -inf where masked, and their
-    softmax, both in float32 at least.
-    """
-
-    def __init__(self, see: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
-        self.see = see
-
-    def __call__(
-        self, q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor,
-        bias: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
-        num_positions, width = q_BHTK.shape[2:]
-        logits = (q_BHTK @ k_BHTK.mT / math.sqrt(width)).to(
-            torch.promote_types(q_BHTK.dtype, torch.float32)
-        )
-        if bias is None:
-            square = torch.ones(num_positions, num_positions, dtype=torch.bool)
-            logits = logits.masked_fill(square.triu(1).to(logits.device), -math.inf)
-        else:
-            logits = logits + bias
-        probs = logits.softmax(-1)
-        self.see(logits, probs)
-        return probs.to(v_BHTK.dtype) @ v_BHTK
+SKIPS: dict[bool, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    True: torch.add,
+    False: without_skip,
+}
 
 
-@contextmanager
-def watched(
-    model: nn.Module, see: Callable[[torch.Tensor, torch.Tensor], object]
-) -> Iterator[None]:
-    """Within the context every attention of a model also shows its logits and probabilities.
+class PreNorm(nn.Module):
+    """skip(x, inner(norm(x))): a sublayer; `skip` adds, or leaves the input out."""
 
-    `see(logits, probs)` is called once per attention and pass, in order (see `Watched`).
-    """
-    attentions = [module for module in model.modules() if isinstance(module, Attention)]
-    before = [attention.attend for attention in attentions]
-    try:
-        for attention in attentions:
-            attention.attend = Watched(see)
-        yield
-    finally:
-        for attention, attend in zip(attentions, before, strict=True):
-            attention.attend = attend
-
-
-class Attention(nn.Module):
-    """Causal softmax attention by the framework's fused call: (B, T, D) -> (B, T, D).
-
-    `attend` computes it from queries, keys, values and a bias.
-    """
-
-    def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
+    def __init__(
+        self, norm: nn.Module, inner: nn.Module,
+        skip: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.add,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.num_heads = num_heads
-        self.attend: Callable[..., torch.Tensor] = fused
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
-        self.out = nn.Linear(dim, dim, bias=bias)
-
-    def forward(self, x_BTD: torch.Tensor, positions: NoPositions) -> torch.Tensor:
-        heads = self.qkv(x_BTD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q_BHTK, k_BHTK, v_BHTK = heads
-        q_BHTK, k_BHTK = positions.rotate(q_BHTK), positions.rotate(k_BHTK)
-        y_BHTK = self.attend(q_BHTK, k_BHTK, v_BHTK, positions.bias(q_BHTK))
-        return self.out(y_BHTK.transpose(1, 2).flatten(2))
-
-
-class Residual(nn.Module):
-    """x + inner(norm(x)): a pre-norm sublayer."""
-
-    def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.inner = norm, inner
+        self.norm, self.inner, self.skip = norm, inner, skip
 
     def forward(self, x_BTD: torch.Tensor, *args: Any) -> torch.Tensor:
-        return x_BTD + self.inner(self.norm(x_BTD), *args)
+        return self.skip(x_BTD, self.inner(self.norm(x_BTD), *args))
+
+
+class PostNorm(PreNorm):
+    """norm(skip(x, inner(x))): the same with the norm behind (arXiv 1706.03762)."""
+
+    def forward(self, x_BTD: torch.Tensor, *args: Any) -> torch.Tensor:
+        return self.norm(self.skip(x_BTD, self.inner(x_BTD, *args)))
+
+
+PLACEMENTS: dict[str, Callable[..., nn.Module]] = {"pre": PreNorm, "post": PostNorm}
 
 
 class Block(nn.Module):

@@ -3,8 +3,10 @@
 Shapes: B batch, T time, D model width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -14,8 +16,9 @@ from torch.nn import functional as F
 from prismatic.perturb import one_of, require
 from prismatic.routers import DenseRouter, Router, Routing
 
+from .attention import ATTENTIONS, Attention, Logits
 from .init import INITS
-from .parts import MLPS, NORMS, POSITIONS, Attention, Block, Residual
+from .parts import MLPS, NORMS, PLACEMENTS, POSITIONS, SKIPS, Block
 
 RouterOf = Callable[..., Router]
 V = TypeVar("V")
@@ -34,9 +37,11 @@ class Transformer(nn.Module):
 
     `num_layers` physical blocks are iterated to `depth` passes (default: once each); pass t uses
     block t mod num_layers. `router(expert, hidden_size=..., name=...)` wraps each block. `norm`,
-    `mlp`, `positions` and `init` are names of the tables NORMS, MLPS, POSITIONS and INITS, or
-    objects that do the same. Raises `ValueError` for values that do not fit one another.
-    After a forward, `routing` holds one `Routing` per pass.
+    `norm_placement`, `mlp`, `attention`, `qk_norm`, `positions` and `init` are names of the tables
+    NORMS, PLACEMENTS, MLPS, ATTENTIONS, NORMS, POSITIONS and INITS, or objects that do the same.
+    `residual=False` leaves out what goes around the sublayers, `final_norm=False` the norm before
+    the head, and `qk_gain` multiplies the scaled query-key product. Raises `ValueError` for values
+    that do not fit one another. After a forward, `routing` holds one `Routing` per pass.
     """
 
     def __init__(
@@ -50,6 +55,12 @@ class Transformer(nn.Module):
         mlp_ratio: float = 4.0,
         bias: bool = False,
         norm: str | Callable[[int], nn.Module] = "layernorm",
+        norm_placement: str | Callable[..., nn.Module] = "pre",
+        final_norm: bool = True,
+        residual: bool = True,
+        attention: str | Callable[..., Logits] = "full",
+        qk_norm: str | Callable[[int], nn.Module] = "none",
+        qk_gain: float = 1.0,
         mlp: str | Callable[[int, int, bool], nn.Module] | None = "gelu",
         positions: str | Callable[[int, int, int], nn.Module] = "rope",
         init: str | Callable[[nn.Module], None] = "normal_02",
@@ -58,7 +69,10 @@ class Transformer(nn.Module):
         super().__init__()
         for name, value in (("dim", dim), ("num_layers", num_layers), ("num_heads", num_heads)):
             require(value >= 1, f"model.{name}", value, "give a whole number >= 1")
-        require(mlp_ratio > 0, "model.mlp_ratio", mlp_ratio, "give a number > 0")
+        for name, number in (("mlp_ratio", mlp_ratio), ("qk_gain", qk_gain)):
+            require(0 < number < math.inf, f"model.{name}", number, "give a number > 0")
+        for name, switch in (("final_norm", final_norm), ("residual", residual)):
+            require(isinstance(switch, bool), f"model.{name}", switch, "give true or false")
         fitting = f"it must be divisible by model.num_heads={num_heads}"
         require(dim % num_heads == 0, "model.dim", dim, fitting)
         self.vocab_size, self.seq_len = vocab_size, seq_len
@@ -67,17 +81,23 @@ class Transformer(nn.Module):
         require(self.depth >= num_layers, "model.depth", depth, least)
         make_norm, make_mlp = pick(NORMS, "norm", norm), pick(MLPS, "mlp", mlp)
 
+        sublayer = partial(pick(PLACEMENTS, "norm_placement", norm_placement), skip=SKIPS[residual])
+        make_logits = partial(
+            pick(ATTENTIONS, "attention", attention), dim, num_heads, seq_len,
+            pick(NORMS, "qk_norm", qk_norm), qk_gain,
+        )  # fmt: skip
+
         def block() -> Block:
-            attention = Residual(make_norm(dim), Attention(dim, num_heads, bias))
+            attention = Attention(dim, num_heads, bias, make_logits())
+            attending = sublayer(make_norm(dim), attention)
             if make_mlp is None:
-                return Block(attention, nn.Identity())
-            return Block(
-                attention, Residual(make_norm(dim), make_mlp(dim, int(mlp_ratio * dim), bias))
-            )
+                return Block(attending, nn.Identity())
+            inner = make_mlp(dim, int(mlp_ratio * dim), bias)
+            return Block(attending, sublayer(make_norm(dim), inner))
 
         self.embedding = nn.Embedding(vocab_size, dim)
         self.positions = pick(POSITIONS, "positions", positions)(seq_len, dim, num_heads)
-        self.norm = make_norm(dim)
+        self.norm = (make_norm if final_norm else NORMS["none"])(dim)
         self.blocks = nn.ModuleList(block() for _ in range(num_layers))
         pick(INITS, "init", init)(self)
         # Wrapped after they are initialised: routers leave the random state and the weights alone.

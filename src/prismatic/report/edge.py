@@ -3,11 +3,14 @@
 Shapes: S steps, L passes, Q quantiles, K tiers or bins, B blocks.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from prismatic.numerics import FAINT
 
 from .losses import NO_VALIDATION, STEP
 from .missing import Floats, NothingToDrawError, Steps, require_last, require_series
@@ -16,7 +19,6 @@ from .routing import plot_passes, tick_passes
 from .style import ACCENT, MUTED, legend, styled, title
 
 NO_ATTENTION = "The model has no attention, or the run ended before its first validation."
-SOFT = 20.0  # beyond it below the row's largest logit, exp adds less than 2.1e-9
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,11 @@ def draw_logits(figure: Figure, record: Record) -> None:
     last, over_time = figure.subplots(1, 2)
     plot_spread(last, found.value_LQ)
     plot_passes(over_time, found.step_S, found.largest_SL)
+    faint = f"{FAINT:.0f}: exp < {math.exp(-FAINT):.1e}"
     for axes, sign in ((last, -1), (over_time, 1)):
         axes.set_yscale("symlog", linthresh=1)
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.axhline(sign * SOFT, color=ACCENT, linestyle=":", label=f"{SOFT:.0f}: exp < 2.1e-9")
+        axes.axhline(sign * FAINT, color=ACCENT, linestyle=":", label=faint)
         if found.limit:
             name = f"{found.limit:.1f}: exp leaves {found.dtype}"
             axes.axhline(sign * found.limit, color=ACCENT, linestyle="--", label=name)
@@ -119,7 +122,7 @@ def draw_attention(figure: Figure, record: Record) -> None:
     plot_passes(left, found.step_S, found.entropy_SL)
     plot_passes(right, found.step_S, found.outside_SL)
     left.set(xlabel=STEP, ylabel="attention entropy (share of ln n)", ylim=(0, 1.02))
-    right.set(xlabel=STEP, ylabel=f"logits below -{SOFT:.0f} (share)")
+    right.set(xlabel=STEP, ylabel=f"logits below -{FAINT:.0f} (share)")
     right.set_ylim(bottom=0)
     legend(figure, left)
 

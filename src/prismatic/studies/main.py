@@ -1,11 +1,10 @@
 """What `src/study.py` does: run what has not run, judge the table, write the report."""
 
-import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -15,6 +14,7 @@ from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from prismatic.cli import explain
 from prismatic.files import write_text
 from prismatic.paths import ROOT
 from prismatic.perturb import one_of
@@ -28,9 +28,8 @@ from .spec import PILOT, TIERS, Study, Tier, digest
 from .verdict import judge
 
 INTERRUPTED = 130  # a shell's exit status after Ctrl-C
+ENOUGH = 4  # lines of an error
 OFTEN = 10.0  # seconds between lines of progress
-
-log = logging.getLogger(__name__)
 
 
 def main(config: DictConfig) -> None:
@@ -98,12 +97,10 @@ class StudyRun:
             common = [*self.probes, *parent.overrides]
             together = self.study.together
             failed = runner.run(waiting, folder, together, common, n_jobs, executor, said)
-            for place, reason in failed.items():
-                log.error(f"{folder / place}: {reason}")
             if failed:
                 raise ValueError(
-                    f"{len(failed)} of {len(planned)} runs failed, for the reasons above: an "
-                    "incomplete table is not judged. The same command runs what is missing"
+                    f"{len(failed)} of {len(planned)} runs failed, and an incomplete table is not "
+                    f"judged. The same command runs what is missing.\n{reasons(failed, folder)}"
                 )
         return runner.read_table(self.study, folder, planned)
 
@@ -151,6 +148,15 @@ def spreads(study: Study, tier: Tier, runs: pd.DataFrame) -> pd.DataFrame:
             for effect, found_N in claim.effects(runs).items():
                 rows.append([name, effect, f"{found_N.mean():.4g}", f"{found_N.std(ddof=1):.3g}"])
     return pd.DataFrame(rows, columns=["claim", "effect", "mean", "standard deviation"])
+
+
+def reasons(failed: Mapping[str, BaseException], folder: Path) -> str:
+    """Where runs failed and why: the end of each one's error."""
+    lines = []
+    for place, error in failed.items():
+        said = (explain(error) or str(error)).strip().splitlines()
+        lines += [f"{folder / place}:", *(f"  {line}" for line in said[-ENOUGH:])]
+    return "\n".join(lines)
 
 
 def progress(done: int, total: int) -> Callable[[int, int], None]:

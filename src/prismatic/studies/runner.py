@@ -11,19 +11,20 @@ import pandas as pd
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, RunMode
 from hydra.utils import instantiate
 from omegaconf import open_dict
 
+from hydra_plugins.prismatic_local._outcome import LOG
 from hydra_plugins.prismatic_local.launcher import LocalLauncher
+from prismatic.perturb import one_of
 from prismatic.sweeps.rerun import text
 
 from . import job
 from .spec import Study, Tier
 
 RUNS = "runs"  # the folder of a study's runs
-PRINTED = "printed.log"
+GIVE_UP = 5  # failures after which no further run is started: the table has holes anyway
 ONCE = "trainer.val_check_interval=${trainer.max_steps}"  # studies look at the end alone
 
 
@@ -71,12 +72,13 @@ def run(
     n_jobs: int,
     executor: str,
     say: Callable[[int, int], None],
-) -> dict[str, str]:
-    """Run jobs side by side; the reasons of those that failed, by their folders.
+) -> dict[str, BaseException]:
+    """Run jobs side by side; the errors of those that failed, by their folders.
 
     `common` are overrides for all; `say(ended, failed)` hears how it goes. An interrupt ends all.
     """
-    failed: dict[str, str] = {}
+    one_of("executor", executor, ("fork", "inline"))
+    failed: dict[str, BaseException] = {}
     left = list(waiting)
     with launcher(folder, together, n_jobs, executor) as local:
         running: dict[int, Job] = {}
@@ -90,8 +92,10 @@ def run(
             for number, result in local.finished(1.0):
                 one = running.pop(number)
                 ended += 1
-                if result.status != JobStatus.COMPLETED or not is_done(folder, one):
-                    failed[one.folder] = str(result._return_value)
+                if not is_done(folder, one):
+                    failed[one.folder] = result._return_value
+            if len(failed) >= GIVE_UP:
+                left.clear()
             say(ended, len(failed))
     return failed
 
@@ -100,7 +104,7 @@ def start(local: LocalLauncher, number: int, one: Job, common: Sequence[str], fo
     """Start a run in a free slot; what it prints goes to a file, also where it runs in here."""
     overrides = [*one.overrides, *common, f"hydra.sweep.subdir={one.folder}"]
     (folder / one.folder).mkdir(parents=True, exist_ok=True)
-    with (folder / one.folder / PRINTED).open("w") as file, redirect_stdout(file):
+    with (folder / one.folder / LOG).open("w") as file, redirect_stdout(file):
         local.start(number, overrides)
 
 

@@ -3,7 +3,6 @@
 Shapes: P tensors, E views, K positions of one tensor, X, Y, Z values of a mixed task's tokens.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from prismatic.data import MixedTask, Task
 from prismatic.models import Transformer
+from prismatic.numerics import FLOATS
 from prismatic.perturb import modulation
 
 from .edge import QUANTILES, TIERS
@@ -21,7 +21,8 @@ EVEN, LARGEST = 1500, 500  # positions of a lens that are kept: evenly spread, a
 
 def about(model: Transformer, task: Task) -> dict[str, Any]:
     """The first line of a record. What a run does not have is left out."""
-    router, dtype = model.routers[0], model.embedding.weight.dtype
+    router = model.routers[0]
+    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     return {
         "views": router.num_experts,
         "passes": model.depth,
@@ -30,8 +31,8 @@ def about(model: Transformer, task: Task) -> dict[str, Any]:
         "domains": list(task.domains),
         "quantiles": list(QUANTILES),
         "tiers": list(TIERS),
-        "dtype": str(dtype).removeprefix("torch."),
-        "exp_limit": math.log(torch.finfo(dtype).max),
+        "dtype": dtype,
+        "exp_limit": FLOATS[dtype].exp_finite,
         "task": type(task).__name__.removesuffix("Task").lower(),
         "predicts": task.predicts,
         "classes": task.joint_XYZ.shape[2] if isinstance(task, MixedTask) else task.vocab_size,

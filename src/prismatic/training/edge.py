@@ -12,6 +12,7 @@ import torch
 
 from prismatic.data import IGNORE
 from prismatic.models import Transformer, watched
+from prismatic.numerics import FAINT
 from prismatic.perturb import Edges, Perturbation, select
 
 from .measures import entropy
@@ -19,7 +20,6 @@ from .sharding import whole
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 MOST_SORTED = 2**17  # quantiles of more values than that are those of every n-th one
-FAINT = -20.0  # exp of less than this counts for nothing beside a 1 in single precision
 BINS, SURPRISE_BINS, MOST_SURPRISE = 15, 64, 16.0  # of confidence; of -ln p, in nats
 TIERS = ("top", "middle", "bottom")
 SELECTED = Perturbation()  # the tiers: one rule for all runs, so that they can be compared
@@ -44,7 +44,7 @@ def attention_measures(logits_BMTS: torch.Tensor, probs_BMTS: torch.Tensor) -> d
     return {
         "edge/logit_LQ": quantiles(shifted),
         "edge/logit_absmax_L": shifted.abs().max(),
-        "edge/out_of_range_L": (shifted < FAINT).float().mean(),
+        "edge/out_of_range_L": (shifted < -FAINT).float().mean(),
         "edge/attention_entropy_L": (entropy_BMT / size_T.log()).mean(),
         "edge/softmax_gain_L": (size_T.log() - entropy_BMT).mean(),
         "edge/log_partition_LQ": quantiles(logits_BMTS.logsumexp(-1)),
