@@ -130,10 +130,10 @@ def test_the_study_says_nothing_when_a_control_fails():
 
 def test_the_picture_leaves_out_scales_that_were_not_run():
     panels = {"0.8": {"raw": RAW, "equal strength": EQUAL}, "0.1": {"raw": ["x"] * 8}}
-    curve = Curve("", "loss/val", "Excess loss", SHARES, panels, smallest_effect=0.01)
+    curve = Curve("", "loss/val", "Excess", "loss", SHARES, panels, smallest_effect=0.01)
     figure = curve.draw(table([(RAW, DIP), (EQUAL, FLAT)]), {})
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["0.8"]
     assert png(figure)
-    empty = Curve("", "loss/val", "", SHARES, {"0.1": {"raw": ["x"] * 8}})
+    empty = Curve("", "loss/val", "", "", SHARES, {"0.1": {"raw": ["x"] * 8}})
     drawn = empty.draw(table([(RAW, DIP)]), {})
     assert not drawn.axes and "no scale" in drawn.texts[0].get_text()

@@ -149,6 +149,7 @@ class Curve:
 
     caption: str
     measure: str
+    heading: str
     label: str
     shares: Sequence[float]
     panels: Mapping[str, Mapping[str, Sequence[str]]]
@@ -172,8 +173,8 @@ def draw_curves(
 ) -> None:  # fmt: skip
     if not known:
         raise NothingToDrawError("no scale was run at all shares")
-    figure.set_size_inches(1.8 + 4.2 * len(known), 4.0)
-    title(figure, plain(curve.label))
+    figure.set_size_inches(3.2 + 3.8 * len(known), 4.0)
+    title(figure, plain(curve.heading))
     grid = figure.subplots(1, len(known), sharey=True, squeeze=False).ravel()
     for axes, (name, lines) in zip(grid, known.items(), strict=True):
         for look, (kind, arms) in enumerate(lines.items(), start=1):
@@ -184,7 +185,7 @@ def draw_curves(
         axes.set_xticks(range(len(curve.shares)), [f"{100 * share:g}" for share in curve.shares])
         axes.set_xlabel("share of weights perturbed, %")
         axes.set_title(plain(name))
-    grid[0].set_ylabel("less without perturbation")
+    grid[0].set_ylabel(plain(curve.label))
     grid[0].legend()
 
 
