@@ -64,7 +64,8 @@ class StudyRun:
         one_of("tier", config.tier, TIERS)
         study, tier = self.study, self.study.tier(config.tier)
         known = digest(config.study, config.tier)
-        seeds = range(PILOT, PILOT + config.pilot) if config.pilot else range(tier.seeds)
+        first, count = (PILOT, config.pilot) if config.pilot else (tier.first, tier.seeds)
+        seeds = range(first, first + count)
         kind = f"{config.tier}-pilot" if config.pilot else config.tier
         folder = Path(config.output).absolute() / study.name / f"{kind}-{known}"
         self.announce(config.tier, len(seeds))

@@ -35,7 +35,8 @@ class Tier:
     """How large a study is run: its seeds, further overrides, and which arms (null: all).
 
     `covers` says what part of the full design that is, and so what conclusions are about. `of_arms`
-    holds further overrides of single arms, such as their number of steps.
+    holds further overrides of single arms, such as their number of steps. `first` is the first seed:
+    not 0 where the protocol was made with a look at some of the first ones.
     """
 
     seeds: int
@@ -43,9 +44,13 @@ class Tier:
     arms: Sequence[str] | None = None
     covers: str = ""
     of_arms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    first: int = 0
 
     def __post_init__(self) -> None:
         require(self.seeds >= 2, "seeds", self.seeds, "give at least 2")
+        last = self.first + self.seeds - 1
+        valid = 0 <= self.first and last < PILOT
+        require(valid, "first", self.first, f"from {PILOT} on seeds are pilots: give 0 or more")
 
 
 @dataclass(frozen=True)
