@@ -35,8 +35,8 @@ class Tier:
     """How large a study is run: its seeds, further overrides, and which arms (null: all).
 
     `covers` says what part of the full design that is, and so what conclusions are about. `of_arms`
-    holds further overrides of single arms, such as their number of steps. `first` is the first seed:
-    not 0 where the protocol was made with a look at some of the first ones.
+    holds further overrides of single arms, such as their number of steps. `first` is the first
+    seed: not 0 where the protocol was made with a look at some of the first ones.
     """
 
     seeds: int
