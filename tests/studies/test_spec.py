@@ -24,6 +24,7 @@ def study(**changes):
         ({"tiers__cpu__seeds": 1}, "seeds=1 is not valid: give at least 2"),
         ({"tiers__cpu__arms": ["dens"]}, "arm of tier cpu='dens' is not valid"),
         ({"tiers__cpu__arms": ["dense"]}, "controls need zero, too"),
+        ({"tiers__cpu__of_arms": {"dens": []}}, "arm of tier cpu='dens' is not valid"),
         ({"tiers__laptop": {"seeds": 3}}, "tier='laptop' is not valid: choose one of smoke, cpu"),
         ({"claims__better__contrasts": {"x": {"y": 1}}}, "arm of a claim='y' is not valid"),
     ],
@@ -42,6 +43,22 @@ def test_a_tier_answers_what_its_arms_allow():
     toy_study = study()
     assert set(toy_study.claims_of(toy_study.tier("cpu"))) == {"better", "worse"}
     assert set(toy_study.claims_of(toy_study.tier("smoke"))) == {"better"}
+
+
+def test_a_smoke_tier_may_leave_out_controls():
+    toy_study = study(tiers__smoke__arms=["dense", "token, routed"])
+    assert set(toy_study.controls_of(toy_study.tier("smoke"))) == set()
+    assert toy_study.controls_of(toy_study.tier("cpu")) == toy_study.controls
+
+
+def test_a_tier_has_overrides_of_single_arms():
+    toy_study = study(tiers__cpu__of_arms={"dense": ["trainer.max_steps=99"]})
+    planned = jobs(toy_study, toy_study.tier("cpu"), [0])
+    told = {one.arm: "trainer.max_steps=99" in one.overrides for one in planned}
+    assert [arm for arm, is_told in told.items() if is_told] == ["dense"]
+    assert planned[0].overrides.index("trainer.max_steps=99") > planned[0].overrides.index(
+        toy_study.tier("cpu").overrides[0]
+    )
 
 
 def test_all_arms_of_a_seed_come_before_the_next_seed():

@@ -31,8 +31,9 @@ def reach(focal: Focal, numel: int, scale: float, eps: float) -> float:
     """The distance beyond which a lens changes a weight by less than its rounding, in weights.
 
     Scale 0 keeps the windows of scale 1, so that a scale-0 run does the work of a real one.
+    Infinite where positions are shuffled: what a lens reaches then lies anywhere.
     """
-    if focal.pattern in ("none", "helical"):
+    if focal.pattern in ("none", "helical") or focal.shuffle is not None:
         return math.inf
     fade = math.log(2 * max(scale, 1.0) / eps)
     if focal.profile == "gaussian":

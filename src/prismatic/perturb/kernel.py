@@ -9,6 +9,7 @@ Shapes: tensors are flat over P = the row-major positions of one parameter.
 
 import hashlib
 import math
+from functools import lru_cache
 from typing import Any
 
 import mpmath
@@ -101,6 +102,13 @@ def wave(distance: torch.Tensor, wavelength: float, phase: float) -> torch.Tenso
     return torch.cos(2 * math.pi * torch.frac(distance / wavelength) + phase)
 
 
+@lru_cache(maxsize=64)
+def shuffled(numel: int, seed: int) -> torch.Tensor:
+    """A place for each position, by a seed and the number of weights alone: (P,) float64."""
+    source = np.random.Generator(np.random.Philox(key=seed))
+    return torch.from_numpy(source.permutation(numel)).double()
+
+
 def modulation(
     position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Focal
 ) -> torch.Tensor:
@@ -108,6 +116,9 @@ def modulation(
 
     `view` is one view, or a tensor with a view per position.
     """
+    if focal.shuffle is not None:
+        places_P = shuffled(numel, focal.shuffle).to(position.device)
+        position = places_P[position.long()]
     length, wavelength = focal.lengths(numel)
     phase = focal.phase_of(view, num_views)
     distance = (position - view / num_views * numel).abs()

@@ -136,6 +136,8 @@ def patches_of(
     with torch.inference_mode(False), torch.no_grad():
         if focal.pattern == "none":
             found: list[Patch] = [flat(numel, num_views)]
+        elif focal.shuffle is not None:
+            return None
         elif focal.pattern == "helical":
             found = [waving(numel, shape[0] if len(shape) > 1 else 1, num_views, focal)]
         elif num_views == 2 or numel / num_views > 2 * math.ceil(width) + 2:

@@ -94,7 +94,9 @@ class Focal:
     """The pattern that shapes a perturbation over the positions of a tensor.
 
     `length` and `wavelength` are in weights, or in fractions of the tensor's size with
-    `units="fraction"`, and must then both be given (0.1 and 1.0 are a sound start).
+    `units="fraction"`, and must then both be given (0.1 and 1.0 are a sound start). `shuffle`, when
+    given, is the seed of an order in which positions are counted instead of their own: a control
+    that keeps a pattern's strength and takes its geometry.
     Raises `ValueError` for a value out of range. Source: 002, "focal_pattern".
     """
 
@@ -104,12 +106,15 @@ class Focal:
     units: str = "weights"
     phase: str = "literal"
     profile: str = "exponential"
+    shuffle: int | None = None
 
     def __post_init__(self) -> None:
         one_of("focal.pattern", self.pattern, PATTERNS)
         one_of("focal.units", self.units, UNITS)
         one_of("focal.phase", self.phase, PHASES)
         one_of("focal.profile", self.profile, PROFILES)
+        seed = self.shuffle is None or (isinstance(self.shuffle, int) and self.shuffle >= 0)
+        require(seed, "focal.shuffle", self.shuffle, "give null or a whole number >= 0")
         widest = WIDEST_FRACTION if self.units == "fraction" else math.inf
         wanted = "give a number > 0"
         if self.units == "fraction":

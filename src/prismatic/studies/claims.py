@@ -6,7 +6,7 @@ A table has a row per run, with the columns `arm`, `seed`, `diverged` and a meas
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,14 @@ class Claim(Protocol):
 
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
         """A finding per effect. Raises `UnjudgeableError` where a run lacks the measure."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A claim of which something is left where a tier leaves out arms."""
+
+    def within(self, arms: set[str]) -> Claim | None:
+        """The claim for a tier with these arms alone; None where nothing is left of it."""
 
 
 def values(

@@ -50,7 +50,8 @@ def job_of(study: Study, tier: Tier, arm: str, seeds: Sequence[int]) -> Job:
     folder += "seeds" if study.together else f"seed_{seeds[0]}"
     seeded = f"seeds=[{','.join(map(str, seeds))}]" if study.together else f"seed={seeds[0]}"
     named = f"++logger.run_name={text(f'{arm}, seed {seeds[0]}')}"
-    overrides = [*study.common, ONCE, *tier.overrides, *study.arms[arm], seeded, named]
+    own = [*study.arms[arm], *tier.of_arms.get(arm, ())]
+    overrides = [*study.common, ONCE, *tier.overrides, *own, seeded, named]
     return Job(arm, seeds, folder, overrides)
 
 

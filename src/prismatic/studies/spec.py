@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from prismatic.perturb import one_of, require
 
-from .claims import Claim, Finding
+from .claims import Claim, Divisible, Finding
 
 TIERS = ("smoke", "cpu", "gpu")
 PILOT = 10_000  # the first pilot seed; confirmatory ones begin at 0
@@ -34,13 +34,15 @@ class Picture(Protocol):
 class Tier:
     """How large a study is run: its seeds, further overrides, and which arms (null: all).
 
-    `covers` says what part of the full design that is, and so what conclusions are about.
+    `covers` says what part of the full design that is, and so what conclusions are about. `of_arms`
+    holds further overrides of single arms, such as their number of steps.
     """
 
     seeds: int
     overrides: Sequence[str] = ()
     arms: Sequence[str] | None = None
     covers: str = ""
+    of_arms: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.seeds >= 2, "seeds", self.seeds, "give at least 2")
@@ -53,8 +55,8 @@ class Study:
     `arms` maps names to overrides of `src/train.py`; all runs also have those of `common` and of
     the tier. `measures` maps names of metrics, or patterns of names, to what they are. With
     `together` an arm's seeds are trained at once (`prismatic.studies.together`). Every control must
-    be supported, or nothing is. Raises `ValueError` for arms that do not exist, and for tiers that
-    leave out an arm of a control.
+    be supported, or nothing is. Raises `ValueError` for arms that do not exist, and for tiers other
+    than smoke that leave out an arm of a control.
     """
 
     name: str
@@ -76,11 +78,12 @@ class Study:
         object.__setattr__(self, "tiers", tiers)
         for name, tier in tiers.items():
             one_of("tier", name, TIERS)
-            for arm in tier.arms or ():
+            for arm in (*(tier.arms or ()), *tier.of_arms):
                 one_of(f"arm of tier {name}", arm, tuple(self.arms))
             lacking = {a for c in self.controls.values() for a in c.arms()} - self.arms_of(tier)
             wanted = f"controls need {', '.join(sorted(lacking))}, too"
-            require(not lacking, f"arms of tier {name}", list(tier.arms or ()), wanted)
+            valid = name == "smoke" or not lacking
+            require(valid, f"arms of tier {name}", list(tier.arms or ()), wanted)
         for claim in self.claims.values():
             for arm in claim.arms():
                 one_of("arm of a claim", arm, tuple(self.arms))
@@ -95,16 +98,24 @@ class Study:
 
     def claims_of(self, tier: Tier) -> dict[str, Claim]:
         """The claims that the tier's arms can answer, less the effects that they cannot."""
-        arms = self.arms_of(tier)
-        cut = {
-            name: claim.within(arms) if hasattr(claim, "within") else claim
-            for name, claim in self.claims.items()
-        }
-        return {name: claim for name, claim in cut.items() if claim and claim.arms() <= arms}
+        return answerable(self.claims, self.arms_of(tier))
+
+    def controls_of(self, tier: Tier) -> dict[str, Claim]:
+        """All controls; of a smoke tier, like claims."""
+        return answerable(self.controls, self.arms_of(tier))
 
     def wants(self, metric: str) -> bool:
         """Whether a metric is one of the measures."""
         return any(fnmatchcase(metric, pattern) for pattern in self.measures)
+
+
+def answerable(claims: Mapping[str, Claim], arms: set[str]) -> dict[str, Claim]:
+    """The claims about these arms alone, less the effects of others."""
+    cut = {
+        name: claim.within(arms) if isinstance(claim, Divisible) else claim
+        for name, claim in claims.items()
+    }
+    return {name: claim for name, claim in cut.items() if claim and claim.arms() <= arms}
 
 
 def digest(node: DictConfig, tier: str) -> str:

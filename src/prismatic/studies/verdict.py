@@ -27,7 +27,8 @@ def judge(study: Study, tier: str, table: pd.DataFrame) -> Judgement:
     A claim whose control fails is `inconclusive (assay)`; a smoke tier gives no verdict.
     """
     given = study.tier(tier)
-    controls = {name: judge_one(control, table) for name, control in study.controls.items()}
+    asked = study.controls_of(given)
+    controls = {name: judge_one(control, table) for name, control in asked.items()}
     claims = {name: judge_one(claim, table) for name, claim in study.claims_of(given).items()}
     failed = tuple(
         f"{name}: {effect}"
