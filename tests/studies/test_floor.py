@@ -221,3 +221,14 @@ def test_every_picture_is_drawn(runs, name):
 def test_a_picture_without_runs_says_so(runs, name):
     with pytest.raises(NothingToDrawError, match="no finite run of"):
         STUDY.figures[name].draw(runs[runs["arm"] == "no residual"].assign(diverged=1.0), {})
+
+
+@pytest.mark.slow
+def test_the_study_runs_in_workers_of_its_own(script, tmp_path):
+    done = script("study", "study=floor", "tier=smoke", "executor=fork", "n_jobs=2")
+    assert done.status == 0, done.err
+    assert "verdict: no verdict" in done.out
+    [folder] = (tmp_path / "outputs" / "studies" / "floor").glob("smoke-*")
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == 2 * len(STUDY.tier("smoke").arms)
+    assert all((folder / f"{name}.png").exists() for name in STUDY.figures)

@@ -130,14 +130,14 @@ def rank_correlation(
     require(y_N.size == x_N.size, "length of y", y_N.size, f"give the {x_N.size} units of x")
     if np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
         return RankCorrelation(0.0, Interval(-1.0, 1.0), 1.0)
-    x_N, y_N = (stats.zscore(stats.rankdata(values)) for values in (x_N, y_N))
-    rho = float(np.clip((x_N * y_N).mean(), -1, 1))
+    rank_N, other_N = (stats.zscore(stats.rankdata(values)) for values in (x_N, y_N))
+    rho = float(np.clip((rank_N * other_N).mean(), -1, 1))
     if abs(rho) == 1:
         spread = Interval(rho, rho)
     else:
-        half = stats.norm.isf((1 - level) / 2) * np.sqrt((1 + rho**2 / 2) / (x_N.size - 3))
+        half = stats.norm.isf((1 - level) / 2) * np.sqrt((1 + rho**2 / 2) / (rank_N.size - 3))
         centre = np.arctanh(rho)
         spread = Interval(float(np.tanh(centre - half)), float(np.tanh(centre + half)))
-    chance_B = rng.permuted(np.tile(x_N, (draws, 1)), axis=1) @ y_N / x_N.size
+    chance_B = rng.permuted(np.tile(rank_N, (draws, 1)), axis=1) @ other_N / rank_N.size
     p = (1 + (np.abs(chance_B) >= abs(rho) - 1e-12).sum()) / (1 + draws)
     return RankCorrelation(rho, spread, float(p))
