@@ -13,6 +13,7 @@ paths.register()
 ANSWERS = {
     "run": "prismatic.evaluation",
     "sweep": "prismatic.fresh",
+    "random": "prismatic.baseline",
     "compare": "prismatic.comparing",
     "send": "prismatic.sending",
 }

@@ -82,7 +82,10 @@ def test_bad_input_gives_one_readable_error(typed, named, files, script):
 @pytest.mark.parametrize(
     ("typed", "named"),
     [
-        ("run=null", "give one of run=..., sweep=..., compare=..., send=...; here: none"),
+        (
+            "run=null",
+            "give one of run=..., sweep=..., random=..., compare=..., send=...; here",
+        ),
         ("run=TMP sweep=TMP", "compare=..., send=...; here: run, sweep"),
         ("sweep=TMP", "has no multirun.yaml: give the folder of an Optuna sweep"),
         ("sweep=TMP fresh_seeds=1", "fresh_seeds=1 is not valid"),

@@ -29,7 +29,8 @@ def write_run(folder, recorded=None, **config):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs") / "2026-01-01"
-    dense = records.without(*records.ROUTING, *records.DOMAIN, *records.BETWEEN, views=1, norm_E=[])
+    routed = (*records.ROUTING, *records.DOMAIN, *records.DEPENDENCE, *records.BETWEEN)
+    dense = records.without(*routed, views=1, norm_E=[])
     return [
         write_run(root / "12-00-00", records.with_alarms((30, "nan")), model={"dim": 8}),
         write_run(root / "12-00-01", dense, model={"dim": 16}, router={"focal": {"length": 2}}),
@@ -59,7 +60,9 @@ def rows(text):
 
 EXPECTED = {
     "validation loss": ["2.4", "2.4"], "best at step": ["30", "30"], "alarms": ["nan", "none"],
-    "mutual information with domain": ["0.1", "-"], "its null, never trained": ["0.01", "-"],
+    "input dependence": ["0.2", "-"], "input dependence, untrained twin": ["0.05", "-"],
+    "mutual information with domain": ["0.1", "-"],
+    "mutual information, untrained twin": ["0.01", "-"],
     "relative norm of the strongest view": ["0.3", "-"], "model.dim": ["8", "16"],
 }  # fmt: skip
 

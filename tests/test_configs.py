@@ -15,7 +15,7 @@ from prismatic.training import Guard
 
 from .tiny import CONF, FEW, IID, MODEL, QUIET, composed, text_data, tiny
 
-OTHER = {"bench", "hydra"}  # not of the main job, or not its own
+OTHER = {"bench", "hydra", "study"}  # not of the main job, or not its own
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in OTHER)
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 PLAIN = [option for option in OPTIONS if option[0] not in ("experiment", "debug")]

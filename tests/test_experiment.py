@@ -2,11 +2,13 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from hydra.errors import InstantiationException
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
+from scipy.stats import entropy
 
 import prismatic
 from prismatic import experiment
@@ -14,7 +16,7 @@ from prismatic.experiment import run
 from prismatic.tags import choice_tags, run_name
 from prismatic.training import DivergedError
 
-from .tiny import text_data, tiny
+from .tiny import fit, text_data, tiny
 
 
 @pytest.fixture
@@ -58,19 +60,40 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_returned(tmp_path):
     assert metrics["objective/loss/val"] == pytest.approx(together["loss/val"])
     assert not any(name.startswith("objective/objective") for name in metrics)
     assert params["seeds"] == "[3, 5]"
+    assert recorded.data.tags["run_dir"] == str(tmp_path / "both")
+    means = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    assert together.items() <= means.items()
     assert not any(name.startswith("changed.") for name in recorded.data.tags)
 
 
-def test_the_dense_twin_is_trained_once_and_compared_with(tmp_path, monkeypatch):
-    twin = ["objective=[loss/val,loss/excess]", f"twin={tmp_path / 'twin'}"]
+def test_the_dense_twin_is_trained_once_and_compared_with(tmp_path):
+    twin = ["objective=[loss/val,loss/excess,diversity/relative]", f"twin={tmp_path / 'twin'}"]
+    twin += ["router.num_experts=2"]
     found = run(tiny(*twin, "focal=none"), tmp_path / "one")
     dense = run(tiny("router=dense"), tmp_path / "dense")
     assert found["loss/excess"] == found["loss/val"] - dense
     weak = run(tiny(*twin, "perturbation.scale=0"), tmp_path / "zero")
     assert weak["loss/excess"] == 0
-    assert len(list((tmp_path / "twin").glob("*.json"))) == 1
+    assert weak["diversity/relative"] == pytest.approx(0, abs=1e-9)
+    trained = list((tmp_path / "twin").glob("*/metrics.json"))
+    assert len(trained) == 2  # as many as views
     run(tiny(*twin, "seeds=[0,1]"), tmp_path / "seeds")
-    assert len(list((tmp_path / "twin").glob("*.json"))) == 2
+    assert list((tmp_path / "twin").glob("*/metrics.json")) == trained
+
+
+def test_diversity_is_also_told_relative_to_dense_models(tmp_path):
+    """As many as there are views, each of a seed of its own."""
+    twin = ["objective=[objective/diversity,diversity/relative]", f"twin={tmp_path / 'twin'}"]
+    found = run(tiny(*twin, "focal=none", "router.num_experts=3"), tmp_path / "one")
+    predicted = []
+    for seed in range(3):
+        parts, _ = fit(tmp_path / str(seed), "router=dense", f"seed={seed}")
+        with torch.no_grad():
+            logits = parts.model(parts.learner.probe.tokens_BT).flatten(0, 1)
+        predicted.append(logits.double().softmax(-1).numpy())
+    apart = entropy(np.mean(predicted, 0), axis=-1).mean() - entropy(predicted, axis=-1).mean()
+    expected = found["objective/diversity"] / (apart / np.log(3))
+    assert found["diversity/relative"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_seed_that_diverges_counts_as_unstable_and_all_of_them_as_divergence(

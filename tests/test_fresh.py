@@ -8,7 +8,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from prismatic.fresh import command, read_fresh, read_sweep
+from prismatic.fresh import command, read_fresh, read_sweep, refuse_seeded
 
 from .test_end_to_end import command as run
 
@@ -82,7 +82,7 @@ def test_shrinkage_is_negative_where_a_value_got_worse(tmp_path):
 )
 def test_a_sweep_without_a_front_or_with_searched_seeds_is_refused(found, named, tmp_path):
     with pytest.raises(ValueError, match=named):
-        read_sweep(write_sweep(tmp_path, found))
+        refuse_seeded(read_sweep(write_sweep(tmp_path, found)))
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path):

@@ -84,3 +84,13 @@ def test_a_trial_of_several_seeds_reports_them_one_after_another(trial):
 def test_a_trial_stops_where_the_sweep_says_so(trial, tmp_path, seeds):
     assert [step for step, _ in trial("stopped", f"seeds={seeds}", stop=True)] == [2]
     assert not (tmp_path / "stopped" / "seed_5").exists()
+
+
+def test_a_trial_tells_of_an_alarm_when_it_sounds(trial):
+    rising = ["optim.lr=10", "guard.divergence_steps=0", "guard.divergence_nats=0.01"]
+    diagnostics = "{diagnostics:{_target_:prismatic.training.Diagnostics,guard:${guard}}}"
+    watched = [f"+callbacks={diagnostics}"]
+    told = trial("rising", *rising, *watched)
+    assert {"alarm/divergence": 1.0} in [values for _, values in told]
+    assert told == sorted(told, key=lambda line: line[0])
+    assert all("alarm/divergence" not in values for _, values in trial("level", *watched))

@@ -251,6 +251,20 @@ def test_names_tags_and_parent(store):
     assert child.name == "sweeps"
 
 
+def test_a_description_shows_pictures_among_the_artifacts(store):
+    logger = MLflowLogger(store)
+    logger.describe("**good**", ["report/a.png", "b.png"])
+    logger.prefix = "seed_1/"
+    logger.describe("one of several")
+    source = f"get-artifact?run_uuid={logger.version}&path="
+    note = connect(store).get_run(logger.version).data.tags["mlflow.note.content"]
+    assert note.split("\n\n") == [
+        "**good**", f"![report/a.png]({source}report/a.png)", f"![b.png]({source}b.png)",
+    ]  # fmt: skip
+    logger.prefix = ""
+    logger.finalize("success")
+
+
 def test_artifacts_lie_beside_the_database(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plot.html").write_text("<p>")

@@ -3,6 +3,7 @@
 Imported before anything heavy, so that `--help` answers at once.
 """
 
+import gc
 import logging
 import os
 import re
@@ -127,6 +128,7 @@ def run(main: Callable[[], object]) -> None:
     """Run a script's main; a mendable error becomes its message and exit status 1."""
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes that share this run
     wanted = first and os.environ.get(FULL) == "1"  # a further one inherits it, set as below
+    gc.set_threshold(10_000)  # at the usual 700, collecting is a quarter of the start of a script
     os.environ[FULL] = "1"  # Hydra then hands its errors over instead of printing them
     logging.raiseExceptions = False  # a log file on a full disk buries the error that tells so
     try:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -33,11 +33,12 @@ from prismatic.runs import (
     read_run,
     require_resumable,
 )
-from prismatic.summary import report_strength, summarise
+from prismatic.summary import report_strength, summarise, summarise_seeds
 from prismatic.tags import choice_tags, run_name
 from prismatic.tracking import UNSENT
 from prismatic.tracking.logger import MLflowLogger
 from prismatic.training import (
+    PREDICTIONS,
     STOP,
     DivergedError,
     Learner,
@@ -45,10 +46,12 @@ from prismatic.training import (
     Optimization,
     TaskData,
     Trial,
+    diversity,
     over_seeds,
 )
 
 EXCESS = "loss/excess"  # of the validation loss over the dense twin's
+RELATIVE = "diversity/relative"  # of the views to that of as many dense models
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +96,7 @@ def build(
     learner = Learner(model, task, optim, instantiate(config.loss))
     logger = logger or build_logger(config, run_dir)
     callbacks = [instantiate(node) for node in config.callbacks.values() if node is not None]
-    names = [name for name in objectives(config) if name != EXCESS]
+    names = [name for name in objectives(config) if name not in (EXCESS, RELATIVE)]
     callbacks.append(Objectives(names))
     if trial is not None:
         callbacks.append(trial)
@@ -138,43 +141,61 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     """
     run_dir, config = Path(run_dir), pinned(config)
     seeds = [config.seed] if config.seeds is None else config.seeds
-    twins = [twin_loss(config, seed) for seed in seeds if config.twin]
+    twins = list(dense_twins(config, seeds)) if config.twin else []
     trial = Trial(run_dir, objectives(config)) if in_sweep() else None
     logger = build_logger(config, run_dir)
     trained = train if config.seeds is None else train_seeds
     metrics = trained(config, run_dir, trial, logger)
     if twins:
-        metrics[EXCESS] = metrics["loss/val"] - sum(twins) / len(twins)
+        metrics |= beside_twins(metrics, twins, config.router.get("num_experts", 1), len(seeds))
     for name in objectives(config):
         one_of("objective", name, tuple(sorted(metrics)))
     values = {name: metrics[name] for name in objectives(config)}
+    if config.seeds is not None:
+        summarise_seeds(metrics, list(values), run_dir, len(seeds), logger)
     if logger is not None:
         logger.log_metrics({final(n): value for n, value in values.items() if final(n) != n})
         logger.finalize("success")
     return metrics[config.objective] if isinstance(config.objective, str) else values
 
 
-def twin_loss(config: DictConfig, seed: int) -> float:
-    """The validation loss of the dense model with the same seed, data and budget.
+def dense_twins(config: DictConfig, seeds: Sequence[int]) -> Iterator[Path]:
+    """Folders of the dense model with the same data and budget: of each seed, and then of further
+    ones, so that there are as many as views.
 
     Trained by the first process that asks, and kept in the folder `twin` for all others.
     """
     dense = config.copy()
-    dense.seed, dense.seeds, dense.twin, dense.ckpt_path = seed, None, None, None
+    dense.seeds, dense.twin, dense.ckpt_path = None, None, None
     dense.objective, dense.tags, dense.logger = "loss/val", {}, {}
-    dense.callbacks, dense.guard = {}, {}
+    dense.callbacks = {"predictions": {"_target_": "prismatic.training.Predictions"}}
+    dense.guard = {}
     dense.router = {"_target_": "prismatic.routers.DenseRouter", "_partial_": True}
     dense.perturbation = {"_target_": "prismatic.perturb.Perturbation"}
     dense.focal = {"_target_": "prismatic.perturb.Focal"}
     dense.trainer.strategy, dense.trainer.devices = "auto", 1  # before other processes are there
-    text = OmegaConf.to_yaml(dense, resolve=True)
-    path = Path(config.twin) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            metrics = train(dense, path.with_suffix(""), None)
-            write_text(path, json.dumps(metrics, indent=2))
-    return json.loads(path.read_text())["loss/val"]
+    missing = config.router.get("num_experts", 1) - len(seeds)
+    for seed in [*seeds, *range(max(seeds) + 1, max(seeds) + 1 + missing)]:
+        dense.seed = seed
+        text = OmegaConf.to_yaml(dense, resolve=True)
+        folder = Path(config.twin) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not (folder / METRICS).exists():  # a training writes it last
+                train(dense, folder)
+        yield folder
+
+
+def beside_twins(
+    metrics: Mapping[str, float], twins: Sequence[Path], num_views: int, num_seeds: int
+) -> dict[str, float]:
+    """What a run's metrics are beside those of its dense twins, of which the first are its own."""
+    losses = [json.loads((twin / METRICS).read_text())["loss/val"] for twin in twins[:num_seeds]]
+    found = {EXCESS: metrics["loss/val"] - sum(losses) / num_seeds}
+    if "objective/diversity" in metrics:
+        predicted = [torch.load(twin / PREDICTIONS) for twin in twins[:num_views]]
+        found[RELATIVE] = metrics["objective/diversity"] / diversity(torch.cat(predicted))
+    return found
 
 
 def train(

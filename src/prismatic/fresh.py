@@ -69,30 +69,40 @@ def read_sweep(folder: Path) -> Sweep:
     alone = [{**best, "values": [found["best_value"]]}] if "best_value" in found else []
     front = found.get("solutions", alone)
     require(bool(front), "sweep", str(folder), "none of its trials is complete and feasible")
-    seeded = {"seed", "seeds"}.intersection(*(point["params"] for point in front))
-    require(
-        not seeded, "sweep", str(folder), "it searched over seeds: there is nothing to seed afresh"
-    )
     return Sweep(folder, config, front)
 
 
-def command(sweep: Sweep, seeds: Sequence[int], folder: Path) -> list[str]:
-    """The sweep's own command, for its front alone, on other seeds, in a folder of its own."""
+def refuse_seeded(sweep: Sweep) -> None:
+    """Raise `ValueError` for a sweep whose seeds were parameters."""
+    seeded = {"seed", "seeds"}.intersection(*(point["params"] for point in sweep.front))
+    wanted = "it searched over seeds: there is nothing to seed afresh"
+    require(not seeded, "sweep", str(sweep.folder), wanted)
+
+
+def again(sweep: Sweep, folder: Path) -> list[str]:
+    """The sweep's own command, as another study in a folder of its own."""
     given = sweep.config.hydra.overrides
-    points = [_mapping(point["params"]) for point in sweep.front]
     return [
         sys.executable, str(ROOT / "src" / "train.py"), "--multirun", *given.task,
         *(override for override in given.hydra if not override.startswith("hydra.mode=")),
-        f"seeds={list(seeds)}",
         f"hydra.sweep.dir={folder}",
         f"hydra.sweeper.study_name={sweep.folder.name}-{folder.name}",
         "hydra.sweeper.storage=null",
         "hydra.sweeper.shared=false",
-        "hydra.sweeper.pruning=null",
         "hydra.sweeper.max_failure_rate=1",
+    ]  # fmt: skip
+
+
+def command(sweep: Sweep, seeds: Sequence[int], folder: Path) -> list[str]:
+    """The sweep's own command, for its front alone, on other seeds."""
+    points = [_mapping(point["params"]) for point in sweep.front]
+    return [
+        *again(sweep, folder),
+        f"seeds={list(seeds)}",
+        "hydra.sweeper.pruning=null",
         f"hydra.sweeper.n_trials={len(points)}",
         f"hydra.sweeper.enqueue=[{','.join(points)}]",
-    ]  # fmt: skip
+    ]
 
 
 def _mapping(params: Mapping[str, Any]) -> str:
@@ -162,6 +172,7 @@ def main(config: DictConfig) -> None:
     count = config.fresh_seeds
     require(isinstance(count, int) and count >= 2, "fresh_seeds", count, "give a number >= 2")
     sweep = read_sweep(Path(config.sweep).expanduser().absolute())
+    refuse_seeded(sweep)
     first = max(sweep.seeds) + 1
     seeds = range(first, first + count)
     folder = sweep.folder / f"fresh-{first}-{count}"

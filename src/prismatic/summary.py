@@ -1,15 +1,18 @@
 """What a run says at its start and at its end."""
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from prismatic.data import Task
+from prismatic.files import write_text
 from prismatic.models import Transformer
 from prismatic.report.page import FOLDER, HTML
+from prismatic.runs import METRICS
 from prismatic.training import view_measures
 
 log = logging.getLogger(__name__)
@@ -48,3 +51,16 @@ def summarise(task: Task, metrics: Mapping[str, float], run_dir: Path, logger: A
         log.info(f"pictures:     {pictures}")
     if logger is not None:
         log.info(logger.unsent or f"browse:       make ui, or {logger.url()}")
+
+
+@rank_zero_only
+def summarise_seeds(
+    metrics: Mapping[str, float], names: Sequence[str], run_dir: Path, num_seeds: int, logger: Any
+) -> None:
+    """Keep and print what several trainings come to together."""
+    write_text(run_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
+    lines = [f"  {name:<{max(map(len, names)) + 2}}{metrics[name]:.6g}" for name in names]
+    log.info("\n".join(["", f"result of {num_seeds} seeds (means)", *lines]))
+    log.info(f"run folder:   {run_dir}\nall means:    {run_dir / METRICS}")
+    if logger is not None:
+        logger.set_tags({"run_dir": run_dir})  # each seed has set its own

@@ -6,8 +6,12 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from prismatic.data import German
+from prismatic.stats import loss_ladder
+
+from ..tiny import composed
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
+JOINTS = sorted(path.stem for path in (CONF / "joint").glob("*.yaml"))
 DOMAINS = {
     "trio": ("python", "shakespeare", "bible"),
     "duo": ("python", "pydoc"),
@@ -17,7 +21,7 @@ DOMAINS = {
 
 
 def load(name):
-    return OmegaConf.load(CONF / f"{name}.yaml")
+    return composed(f"data={name}").data
 
 
 def nodes(node):
@@ -59,16 +63,50 @@ def test_text_without_a_path_says_how_to_give_one(monkeypatch):
         instantiate(load("text"))
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_joint_table_is_chosen_by_name():
+    ladders = {name: loss_ladder(load_joint(name)) for name in JOINTS}
+    flat = {"sum_mod", "latin_square", "sum_digit"}  # knowing one token is knowing nothing
+    for name, ladder in ladders.items():
+        useless = ladder["H(Z)"] - ladder["H(Z|X)"] < 1e-9
+        assert useless == (name in flat), name
+        assert ladder["additive floor"] > ladder["H(Z|X,Y)"] + 0.1, name
+    assert set(ladders) == flat | {"random_function", "carry", "uneven"}
+
+
+def load_joint(name):
+    return instantiate(composed("data=mixed", f"data/joint={name}").data).joint_XYZ
+
+
+def test_numbers_of_a_joint_table_are_set_below_it():
+    assert load_joint("sum_mod").shape == (10, 10, 10)
+    config = composed("data=mixed", "data.joint.n=3", "data.joint.noise=0")
+    assert instantiate(config.data).bayes_loss == 0
+
+
+def test_a_joint_table_of_another_task_is_refused():
+    with pytest.raises(Exception, match=r"Could not override 'data/joint'"):
+        composed("data=iid", "data/joint=carry")
+
+
+# A carry is a digit of a sum, at the second place.
+DIFFERENT = {("carry", "place")}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF))
+)
 def test_a_config_shows_every_argument_with_its_default(path, monkeypatch):
     monkeypatch.delenv("PRISMATIC_DATA", raising=False)
     assert path.read_text().startswith("# ")
-    for node in nodes(OmegaConf.to_container(OmegaConf.load(path), resolve=True)):
+    name = path.stem
+    chosen = f"data={name}" if path.parent == CONF else f"data=mixed data/joint={name}"
+    config = composed(*chosen.split()).data
+    for node in nodes(OmegaConf.to_container(config, resolve=True)):
         parameters = inspect.signature(get_object(node["_target_"])).parameters
         assert set(parameters) == {key for key in node if not key.startswith("_")}
         for key, parameter in parameters.items():
             if parameter.default is not inspect.Parameter.empty:
-                assert node[key] == parameter.default
+                assert (node[key] == parameter.default) != ((name, key) in DIFFERENT)
 
 
 def test_german_default_is_where_debian_puts_it():

@@ -50,19 +50,6 @@ def test_bayes_loss_and_entropies_agree_with_enumeration(joint):
     }
 
 
-@pytest.mark.parametrize(("n", "noise"), [(2, 0.0), (2, 0.5), (7, 0.1), (5, 1.0), (1, 0.3)])
-def test_sum_mod_is_the_noisy_sum_and_neither_token_alone_helps(n, noise):
-    joint = sum_mod(n, noise)
-    for x, y, z in product(range(n), repeat=3):
-        p = (1 - noise) * (z == (x + y) % n) + noise / n
-        assert joint[x, y, z] == pytest.approx(p / n**2)
-    right, wrong = 1 - noise + noise / n, noise / n
-    known = -right * log(right) - ((n - 1) * wrong * log(wrong) if wrong else 0)
-    task = MixedTask(joint)
-    assert task.bayes_loss == pytest.approx(known, abs=1e-12)
-    assert list(task.baselines.values()) == pytest.approx([log(n)] * 4, abs=1e-12)
-
-
 @settings(deadline=None, max_examples=20)
 @given(joints(), st.sampled_from(["train", "val", "test"]))
 def test_draws_follow_the_joint_table(joint, split):
@@ -165,9 +152,6 @@ def test_a_table_that_is_no_distribution_is_refused(joint):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: sum_mod(0), "n=0"),
-        (lambda: sum_mod(3, 1.5), r"noise=1\.5: give a probability from 0 to 1"),
-        (lambda: sum_mod(3, float("nan")), "noise=nan"),
         (lambda: MixedTask(sum_mod(), held_out_size=0), "held_out_size=0"),
         (lambda: IIDTask(vocab_size=0), "vocab_size=0: .*at least 1"),
         (lambda: IIDTask(seq_len=0), "seq_len=0: .*at least 1"),

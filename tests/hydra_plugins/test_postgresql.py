@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -185,19 +184,24 @@ def test_of_two_machines_one_dies(database, mlflow, tmp_path):
 
 
 def check_recorded(mlflow, trials, lost):
-    """Each trial is one run in MLflow, with its value; its folder ends in the number."""
+    """Each trial is one run in MLflow, with its value, nested in the run that both sweeps share."""
     client = MlflowClient(mlflow)
     experiment = client.get_experiment_by_name("prismatic")
     runs = client.search_runs([experiment.experiment_id])
-    numbered = {int(run.data.tags["run_dir"].rsplit("/")[-1]): run for run in runs}
-    assert Counter(numbered) == Counter(t.number for t in trials)
+    [parent] = [run for run in runs if "trial" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
+    numbered = {int(run.data.tags["trial"]): run for run in children}
+    assert len(children) == len(numbered)
+    assert numbered.keys() == {t.number for t in trials}
     for trial in finished(trials):
         run = numbered[trial.number]
         assert run.info.status == "FINISHED"
         assert run.data.params["perturbation.scale"] == str(trial.params["perturbation.scale"])
         if trial.values:
             assert run.data.metrics["loss/val"] == trial.value
-    assert numbered[lost].info.status == "KILLED"
+    assert numbered[lost].info.status in ("KILLED", "FAILED")  # by itself, then by the survivor
+    assert numbered[lost].data.tags["state"] == "lost"
 
 
 def test_a_study_belongs_to_one_sweep_on_whatever_host(database, monkeypatch):

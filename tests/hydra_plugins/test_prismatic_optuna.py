@@ -625,6 +625,17 @@ def test_a_value_that_is_not_finite_ends_the_trial(sweep):
     assert (sweep.dir / "0" / "stop").read_text() == "loss is nan"
 
 
+def test_an_alarm_of_its_own_ends_the_trial(sweep):
+    def job(params, folder):
+        progress(folder, 3, **{"alarm/router_collapse": 1.0})
+        while not (folder / "stop").exists():
+            yield
+        return {"loss": 0.0}
+
+    study = sweep.run(job, n_trials=1, **MAPPED)
+    assert (states(study), reasons(study)) == (["PRUNED"], ["alarm/router_collapse"])
+
+
 @pytest.mark.parametrize(
     ("pruning", "options"),
     [

@@ -13,9 +13,10 @@ STEPS = (10, 20, 30)
 ROUTING = {"routing/train_E", "routing/weight_LE", "routing/sample_SLE", "routing/entropy_L"}
 DOMAIN = {"routing/domain_DE", "routing/domain_null_DE", "routing/mutual_information",
           "routing/mutual_information_null", "loss/domain_D"}  # fmt: skip
+DEPENDENCE = {"routing/input_dependence", "routing/input_dependence_null"}
 BETWEEN = {"loss/forced_E", "views/disagreement", "views/useful_diversity"}
 ATTENTION = {"edge/logit_LQ", "edge/logit_absmax_L", "edge/attention_entropy_L",
-             "edge/out_of_range_L"}  # fmt: skip
+             "edge/out_of_range_L", "edge/softmax_gain_L", "edge/log_partition_L"}  # fmt: skip
 TABLES = {"table/routing_XYE", "table/attention_XYM"}
 
 
@@ -53,12 +54,14 @@ def line(step: int) -> dict:
         "routing/sample_SLE": shares(rng, SEQUENCES, PASSES, VIEWS),
         "routing/domain_DE": shares(rng, DOMAINS, VIEWS),
         "routing/domain_null_DE": shares(rng, DOMAINS, VIEWS),
+        "routing/input_dependence": 0.2, "routing/input_dependence_null": 0.05,
         "routing/mutual_information": 0.1, "routing/mutual_information_null": 0.01,
         "views/disagreement": rng.random(), "views/useful_diversity": rng.normal(),
         "edge/grad_norm": rng.random(), "edge/grad_tier_K": rng.random(3),
         "edge/grad_block_B": rng.random(2), "edge/logit_LQ": logit_LQ,
         "edge/logit_absmax_L": -logit_LQ[:, 0], "edge/out_of_range_L": rng.random(PASSES),
         "edge/attention_entropy_L": rng.random(PASSES),
+        "edge/softmax_gain_L": rng.random(PASSES), "edge/log_partition_L": rng.random(PASSES),
         "edge/nll_K2": np.stack([np.arange(6), rng.random(6)], 1),
         "edge/calibration_K3": [[0.1, 0.2, 0.5], [0.9, 0.8, 0.5], [math.nan, math.nan, 0]],
         "edge/calibration_error": 0.1,

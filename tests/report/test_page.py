@@ -66,6 +66,15 @@ def test_alarms_and_remedies_come_first(tmp_path):
     )
 
 
+def test_a_description_has_the_alarms_the_results_and_a_picture_of_each_chapter(written):
+    text = report.described(records.with_alarms((30, "nan"), (10, "dead_view")))
+    assert "**Alarm: dead_view.** Step 10: <dead_view> was seen. What to do: act." in text
+    assert "No alarm" not in text and "\n| validation loss | 2.4 |\n" in text
+    assert report.described(Record()).startswith("**No alarm.**\n\nAll pictures")
+    names = [path.stem for path in report.leading(written)]
+    assert names == ["losses", "forced", "weights", "logits", "lens"]
+
+
 def test_results_are_the_last_and_the_best():
     lines = ({"step": 5, "loss/val": 2.0}, {"step": 9, "loss/val": 3.0})
     found = report.compute_results(Record({"vocab": 256}, lines))

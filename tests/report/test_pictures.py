@@ -12,13 +12,16 @@ from prismatic.report.style import png, view_name, view_style
 from . import records
 
 PICTURES = {one.name: one for pictures in report.CHAPTERS.values() for one in pictures}
-ROUTED = {"forced", "apart", "weights", "entropy", "information", "domains", "passes",
+ROUTED = {"forced", "apart", "weights", "entropy", "dependence", "information", "domains", "passes",
           "routing_table", "lens", "change"}  # fmt: skip
 
 # What a run lacks -> the pictures that it has nothing of, and what these must say.
 POOR = {
     "one view": (
-        records.without(*records.ROUTING, *records.DOMAIN, *records.BETWEEN, views=1, lens={}),
+        records.without(
+            *records.ROUTING, *records.DOMAIN, *records.DEPENDENCE, *records.BETWEEN, views=1,
+            lens={},
+        ),
         ROUTED, "one view",
     ),
     "depth 1": (records.without(passes=1), {"passes"}, "one pass"),
@@ -149,6 +152,30 @@ def test_passes_are_a_line_for_each_sequence_and_the_mean(full):
         np.testing.assert_array_equal(mean, mean_LE[:, view])
 
 
+@pytest.mark.parametrize("name", ["dependence", "information"])
+def test_what_routing_knows_is_drawn_beside_its_null(name, full):
+    figure = PICTURES[name].draw(full)
+    measure = {"dependence": "input_dependence", "information": "mutual_information"}[name]
+    for label, suffix in (("trained", ""), ("null: never trained", "_null")):
+        _, y = plotted(figure, label)
+        np.testing.assert_array_equal(y, full.series(f"routing/{measure}{suffix}")[1])
+
+
+def test_neighbouring_passes_differ_in_more_than_colour(full):
+    [axes] = report.draw_entropy(full).axes
+    marks = [line.get_marker() for line in axes.lines if line.get_label().startswith("pass ")]
+    assert len(set(marks)) == len(marks) == records.PASSES
+
+
+def test_attention_is_drawn_measure_by_measure(full):
+    found = report.compute_attention(full)
+    measures = (found.entropy_SL, found.gain_SL, found.outside_SL, found.partition_SL)
+    names = ("attention_entropy", "softmax_gain", "out_of_range", "log_partition")
+    for axes, value_SL, name in zip(report.draw_attention(full).axes, measures, names, strict=True):
+        np.testing.assert_array_equal(value_SL, full.series(f"edge/{name}_L")[1])
+        np.testing.assert_array_equal([line.get_ydata() for line in axes.lines], value_SL.T)
+
+
 def test_domains_and_their_null_share_one_scale(full):
     trained, null, *_ = report.draw_domains(full).axes
     [left], [right] = trained.images, null.images
@@ -203,7 +230,10 @@ def test_the_lens_is_of_a_matrix_and_of_a_vector_and_shows_selected_weights_only
     assert [lens.tensor for lens in lenses] == [records.TENSORS[0], records.TENSORS[2]]
     about = records.about()
     about["lens"][records.TENSORS[0]]["selected"][0] = [0, 0, 0.5, 0, 0, 0, 0, -0.5]
-    _, selected, *_ = report.draw_lens(Record(about)).axes
+    assert "before training" in report.draw_lens(Record(about)).get_suptitle()
+    figure = report.draw_lens(Record(about | {"as_of": 30}))
+    assert "at step 30" in figure.get_suptitle()
+    _, selected, *_ = figure.axes
     first = selected.lines[0]
     assert list(first.get_xdata()) == [2, 7] and list(first.get_ydata()) == [0.5, -0.5]
 
@@ -211,6 +241,8 @@ def test_the_lens_is_of_a_matrix_and_of_a_vector_and_shows_selected_weights_only
 def test_an_unchanged_tensor_has_no_point(full):
     figure = report.draw_change(full)
     x, y = plotted(figure, "view 1")
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0.01 and 1 < high, "whole decades"
     expected = [row[1] or math.nan for row in full.about["change_PE"]]
     np.testing.assert_array_equal(x, expected)
     assert list(y) == [0, 1, 2]

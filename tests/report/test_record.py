@@ -41,3 +41,14 @@ def test_alarms_stand_beside_arrays(tmp_path):
     alarm = {"name": "dead_view", "message": "nobody looks", "remedy": "look"}
     assert found.alarms == [(2, alarm)]
     assert list(found.series("x")[0]) == [1, 3]
+
+
+def test_what_a_run_has_become_replaces_what_it_was(tmp_path):
+    path = tmp_path / record.FILE
+    record.begin(path, {"views": 2, "norm_E": [0, 0.1]})
+    record.append(path, 1, {"x": 1})
+    record.amend(path, 1, {"norm_E": [0, 0.2]})
+    record.append(path, 2, {"x": 2})
+    found = record.read(path)
+    assert found.about == {"views": 2, "norm_E": [0, 0.2], "as_of": 1}
+    assert [line["step"] for line in found.lines] == [1, 2]

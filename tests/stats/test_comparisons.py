@@ -13,6 +13,7 @@ from prismatic.stats import (
     equivalence_p,
     holm,
     probability_of_improvement,
+    rank_correlation,
     sign_flip_p,
     smallest_p,
     t_interval,
@@ -132,9 +133,30 @@ def test_probability_of_improvement_counts_ties_half():
     assert (mirror_low, mirror_high) == pytest.approx((1 - high, 1 - low))
 
 
+def test_rank_correlation_is_scipys():
+    x = rng().normal(size=30).round(1)
+    y = 0.6 * x + rng().normal(size=30)
+    found = rank_correlation(x, y, np.random.default_rng(3))
+    known = stats.spearmanr(x, y)
+    assert found.rho == pytest.approx(known.statistic)
+    assert found.p == pytest.approx(known.pvalue, abs=0.01)
+    low, high = found.interval
+    assert -1 < low < found.rho < high < 1
+    mirrored = rank_correlation(x, -y, np.random.default_rng(3))
+    assert mirrored.interval == pytest.approx((-high, -low)) and mirrored.p == found.p
+
+
+def test_ranks_that_agree_or_do_not_vary():
+    assert rank_correlation(range(8), np.exp(np.arange(8)), rng()).interval == (1, 1)
+    assert rank_correlation(range(8), np.arange(8), rng()).p < 0.001
+    assert rank_correlation(range(8), np.ones(8), rng()) == (0, (-1, 1), 1)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: rank_correlation(range(5), range(6), rng()), "length of y=6"),
+        (lambda: rank_correlation(range(4), range(4), rng()), "length of x=4"),
         (lambda: sign_flip_p([]), "length of differences=0"),
         (lambda: sign_flip_p([1, None]), r"differences\[1\]=nan"),
         (lambda: sign_flip_p(np.ones(13)), "rng=None.*13 differences"),

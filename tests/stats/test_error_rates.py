@@ -19,6 +19,7 @@ from prismatic.stats import (
     holm,
     optimum,
     periodicity_test,
+    rank_correlation,
     sign_flip_p,
     simultaneous_intervals,
     t_interval,
@@ -190,3 +191,17 @@ def test_growth_is_called_exponential_when_it_is(law):
         found = family_verdicts(gains, smallest_effect=1e-3)
         called += all(verdict.verdict == "supported" for verdict in found.values())
     assert called >= 0.8 * studies if law == "exponential" else called <= 1
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6])
+def test_rank_correlations_are_covered_and_rarely_invented(rho):
+    draw, studies = rng(), 1500
+    true = 6 / np.pi * np.arcsin(rho / 2)  # Spearman's, of a normal pair
+    x = draw.normal(size=(studies, 32))
+    y = rho * x + np.sqrt(1 - rho**2) * draw.normal(size=x.shape)
+    found = [rank_correlation(*pair, draw, draws=199) for pair in zip(x, y, strict=True)]
+    covered = np.mean([one.interval.low <= true <= one.interval.high for one in found])
+    assert covered == pytest.approx(0.95, abs=0.01 + margin(0.95, studies))
+    if rho == 0:
+        rejected = np.mean([one.p <= 0.05 for one in found])
+        assert rejected == pytest.approx(0.05, abs=margin(0.05, studies))

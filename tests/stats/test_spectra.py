@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import signal
 from scipy.linalg import hadamard
 
 from prismatic.stats import (
@@ -14,6 +15,7 @@ from prismatic.stats import (
     fit_ar1,
     lomb_scargle,
     periodicity_test,
+    walsh_shares,
     walsh_test,
 )
 from prismatic.stats.spectra import WALSH_W4, fisher_g_p
@@ -62,6 +64,16 @@ def test_lomb_scargle_is_the_share_a_least_squares_sinusoid_explains():
         columns = np.stack([np.ones(40), np.cos(angle), np.sin(angle)], 1)
         left = series - columns @ np.linalg.lstsq(columns, series, rcond=1e-9)[0]
         assert power == pytest.approx(1 - left.var() / series.var())
+
+
+@pytest.mark.parametrize("size", [16, 23, 56])
+def test_lomb_scargle_of_many_series_is_that_of_scipy(size):
+    series, frequency = ar1_series(0.6, (4, size), rng()) + 2, np.arange(2, size + 1) / (2 * size)
+    for powers, one in zip(lomb_scargle(series, frequency), series, strict=True):
+        expected = signal.lombscargle(
+            np.arange(size), one, 2 * np.pi * frequency, normalize=True, floating_mean=True
+        )
+        np.testing.assert_allclose(powers, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.5, 0.9, -0.5])
@@ -142,6 +154,19 @@ def test_orders_only_exchange_the_three_shares(order):
     there = walsh_test(series[:, list(order)], rng(), draws=1).share
     assert sorted(there.values()) == pytest.approx(sorted(here.values()))
     assert sum(here.values()) == pytest.approx(1)
+
+
+def test_walsh_shares_are_a_run_s_own():
+    rows = rng().normal(size=(5, 4))
+    shares = walsh_shares(rows)
+    np.testing.assert_allclose(shares.sum(1), 1)
+    np.testing.assert_allclose(
+        shares.mean(0), list(walsh_test(rows, rng(), draws=1).share.values())
+    )
+    np.testing.assert_allclose(
+        walsh_shares([[0, 0, 1, 1], [1, 0, 0, 1], [0, 1, 0, 1]]), np.eye(3), atol=1e-12
+    )
+    np.testing.assert_allclose(walsh_shares(np.ones(4)), 1 / 3)
 
 
 def exact_walsh_p(series_R4: np.ndarray, which: int) -> float:

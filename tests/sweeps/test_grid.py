@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def begun(sweep):
 
     def begin(*arguments, **keys):
         EVENTS.clear()
-        sweep.dir.mkdir()
+        sweep.dir.mkdir(exist_ok=True)
         _, config = sweep.composed([*BASIC, *arguments])
         return Grid(NODES, **keys).on_launch(config)
 
@@ -100,6 +101,17 @@ def test_what_an_interrupt_left_running_has_failed(begun):
     assert EVENTS[-2] == ("end", 0, TrialState.FAIL, False)
     [(kind, study)] = EVENTS[-1:]
     assert kind == "done" and study.trials[0].user_attrs["reason"] == "interrupted"
+
+
+def test_an_interrupt_says_at_last_how_a_grid_can_go_on(begun, caplog):
+    caplog.set_level(logging.INFO)
+    begun("x=1,2").on_launch_end()
+    assert not any("starts anew" in message for message in caplog.messages)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        begun("x=1,2").on_launch_end()
+    assert "hydra.sweeper.sampler=grid hydra.sweeper.n_trials=2" in caplog.messages[-1]
 
 
 def test_batches_are_one_sweep(sweep):

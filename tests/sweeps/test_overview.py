@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from prismatic.sweeps import overview
+from prismatic.sweeps import overview, parent
 from prismatic.tracking import connect
 from prismatic.tracking.logger import MLflowLogger
 
@@ -181,6 +181,25 @@ def test_a_resumed_sweep_goes_on_with_its_parent(sweep, store):
     assert parent.data.tags["changed.n_trials"] == "4"
     assert children[2].data.tags["state"] == "lost"
     agree(study, children)
+
+
+def test_sweeps_that_begin_together_share_one_run(sweep, store, tmp_path, monkeypatch):
+    opened, rival = parent.Parent.opened, []
+
+    def and_then_another(self, config, run_id):
+        logger = opened(self, config, run_id)
+        if not rival:
+            [experiment] = self.client.search_experiments(filter_string="name = 'together'")
+            rival.append(self.client.create_run(experiment.experiment_id).info.run_id)
+            self.study.set_user_attr(parent.RUN, rival[0])
+        return logger
+
+    monkeypatch.setattr(parent, "SETTLE", 0)
+    monkeypatch.setattr(parent.Parent, "opened", and_then_another)
+    shared = {"shared": True, "storage": f"sqlite:///{tmp_path}/study.db"}
+    sweep.run(job, logged(store, "together"), n_trials=2, **shared, **ONE)
+    common, children = runs(store, "together")
+    assert common.info.run_id == rival[0] and len(children) == 2
 
 
 @pytest.mark.parametrize(

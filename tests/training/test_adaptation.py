@@ -40,13 +40,23 @@ def test_a_domain_that_was_not_seen_does_not_count():
 def test_domains_hold_the_means_of_their_sequences(shape):
     torch.manual_seed(0)
     probs = [torch.randn(shape).softmax(-1) for _ in range(2)]
-    table = DomainRouting(3, 3, CPU)
+    table = DomainRouting(2, 3, 3, CPU)
     domain = torch.tensor([2, 0, 2, 2])
     table.update([Routing(p.log(), p) for p in probs], domain)
     rows = torch.stack([p.mean(1).expand(4, -1) for p in probs]).mean(0)
     torch.testing.assert_close(table.weights()[2].float(), rows[domain == 2].mean(0))
     torch.testing.assert_close(table.weights()[0].float(), rows[1])
     assert table.weights()[1].isnan().all(), "not seen"
+
+
+def test_passes_that_send_domains_opposite_ways_do_not_cancel():
+    table = DomainRouting(2, 2, 2, CPU)
+    domain = torch.tensor([0, 1])
+    table.update(
+        [Routing(p.log(), p) for p in (torch.eye(2)[:, None], 1 - torch.eye(2)[:, None])], domain
+    )
+    torch.testing.assert_close(table.weights(), torch.full((2, 2), 0.5, dtype=torch.float64))
+    assert table.information().tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("router", ["prismatic", "smear", "constant"])

@@ -32,6 +32,9 @@ def test_two_ranks_keep_the_diagnostics_of_one(strategy, tmp_path):
     one = diagnosed(tmp_path / "one")
     two = diagnosed(tmp_path / "two", f"trainer={strategy}", "trainer.devices=2")
     assert "routing/domain_DE" in one.lines[-1] and "routing/train_E" in one.lines[0]
+    assert one.about["as_of"] == two.about["as_of"] == 6
+    changes = two.about["change_PE"], one.about["change_PE"]
+    np.testing.assert_allclose(*changes, TOLERANCE, TOLERANCE)
     assert [line.keys() for line in one.lines] == [line.keys() for line in two.lines]
     for name in {name for line in one.lines for name in line} - {"step"}:
         np.testing.assert_allclose(

@@ -12,8 +12,11 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from prismatic.experiment import build
 from prismatic.report import record
 from prismatic.training import Diagnostics, DivergedError
+from prismatic.training.about import lens, views
+from prismatic.training.measures import changes
 
 from ..tiny import TEXT, fit, tiny
+from .test_measures import model
 
 WATCHED = [
     "callbacks=default",
@@ -56,10 +59,10 @@ def test_what_is_kept_has_the_axes_of_its_name(level, tmp_path):
     names = "routing/sample_SLE routing/domain_null_DE routing/train_E loss/forced_E loss/domain_D"
     assert {*names.split(), "edge/logit_LQ", "edge/grad_block_B"} <= shapes(found).keys()
     assert np.shape(about["change_PE"]) == (sizes["P"], 4) and len(about["norm_E"]) == 4
-    for name, lens in about["lens"].items():
+    for name, shown in about["lens"].items():
         assert name in about["tensors"]
-        assert np.shape(lens["selected"]) == np.shape(lens["modulation"])
-        assert np.shape(lens["selected"])[1] == len(lens["position"]) <= 2000
+        assert np.shape(shown["selected"]) == np.shape(shown["modulation"])
+        assert np.shape(shown["selected"])[1] == len(shown["position"]) <= 2000
     logged = parts.trainer.callback_metrics
     np.testing.assert_allclose(found.last("loss/val"), float(logged["loss/val"]), rtol=1e-5)
     np.testing.assert_allclose(found.last("routing/weight_LE").sum(-1), 1, rtol=1e-4)
@@ -69,7 +72,40 @@ def test_what_is_kept_has_the_axes_of_its_name(level, tmp_path):
     np.testing.assert_allclose(share / share.sum() @ domains, expected, rtol=1e-3)
     names = "edge/pass_2/softmax_gain edge/grad_norm/top edge/grad_norm/block_1 edge/grad_spikes"
     names += " routing/mutual_information_null routing/router_1/entropy views/advertised_share"
+    names += " routing/input_dependence_null routing/pass_2/mutual_information edge/log_partition"
+    names += " routing/pass_2/merged_relative_norm loss/bits"
     assert set(names.split()) <= logged.keys()
+
+
+def test_the_lens_is_that_of_the_end(tmp_path):
+    parts, found = diagnosed(tmp_path, "optim.lr=0.1")
+    assert found.about["as_of"] == 4
+    ends = views(changes(parts.model))
+    assert found.about["change_PE"] == ends["change_PE"] and found.about["lens"] == ends["lens"]
+    begun = json.loads((tmp_path / record.FILE).read_text().splitlines()[0])["about"]
+    assert begun["change_PE"] != ends["change_PE"] and begun["views"] == found.about["views"]
+
+
+def test_a_lens_is_shown_where_it_changes_most_and_evenly_where_it_is_flat():
+    focused, flat = (
+        next(change for change in changes(model("model.dim=128", focal)) if change.weight.ndim > 1)
+        for focal in ("focal=radial", "focal=none")
+    )
+    found = lens(focused)
+    assert np.abs(found["selected"]).max() == pytest.approx(float(focused.f_EP.abs().max()))
+    found = lens(flat)
+    chosen = np.array(found["position"])[np.array(found["selected"][0]) != 0]
+    assert np.mean(chosen) == pytest.approx(flat.weight.numel() / 2, rel=0.2)
+
+
+def test_twins_that_are_not_trained_depend_on_the_input_as_their_routers(tmp_path):
+    parts, found = diagnosed(tmp_path, "optim.lr=1e-30", "router.temperature=0.01")
+    trained = found.last("routing/input_dependence")
+    assert trained > 0.001
+    np.testing.assert_allclose(found.last("routing/input_dependence_null"), trained, rtol=1e-4)
+    null_L = [float(parts.trainer.callback_metrics[f"routing/pass_{t}/input_dependence_null"])
+              for t in range(2)]  # fmt: skip
+    np.testing.assert_allclose(np.mean(null_L), trained, rtol=1e-4)
 
 
 BARE = {
@@ -174,7 +210,8 @@ def test_a_guard_may_stop_a_run_which_is_validated_then(tmp_path):
 
 @pytest.mark.parametrize("at", ["training", "validation"])
 def test_a_router_that_returns_nan_is_named(at, tmp_path):
-    parts = build(tiny(*WATCHED, "trainer.max_steps=3"), tmp_path)
+    drawn = [option for option in WATCHED if option != "~callbacks.pictures"]
+    parts = build(tiny(*drawn, "trainer.max_steps=3"), tmp_path)
     gate = parts.model.routers[0].gate
     # The twins are copies of the gate: they get the hook, too.
     gate.register_forward_hook(
@@ -186,6 +223,8 @@ def test_a_router_that_returns_nan_is_named(at, tmp_path):
         parts.trainer.fit(parts.learner, parts.data)
     alarms = record.read(tmp_path / record.FILE).alarms
     assert [alarm["name"] for _, alarm in alarms] == ["nan"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Alarm: nan." in page and "No picture of forced: The run ended" in page
 
 
 def test_a_record_is_json_a_line(tmp_path):

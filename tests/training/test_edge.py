@@ -50,6 +50,7 @@ def test_attention_measures_against_a_loop_over_rows():
     assert 0 < found["edge/out_of_range_L"] == pytest.approx(np.mean(np.array(shifted) < -20))
     assert found["edge/attention_entropy_L"] == pytest.approx(np.mean(relative), rel=1e-5)
     assert found["edge/softmax_gain_L"] == pytest.approx(np.mean(gain), rel=1e-5)
+    assert found["edge/log_partition_L"] == pytest.approx(np.mean(partition), rel=1e-5)
     np.testing.assert_allclose(
         found["edge/log_partition_LQ"], np.quantile(partition, QUANTILES), rtol=1e-4
     )

@@ -4,13 +4,14 @@ import logging
 import math
 import re
 import shlex
+from contextlib import suppress
 
 import pytest
 from hydra.utils import instantiate
 
 from prismatic.experiment import run
 from prismatic.report import record
-from prismatic.training import Guard, guard
+from prismatic.training import DivergedError, Guard, guard
 
 from ..tiny import CONF, composed
 
@@ -71,6 +72,8 @@ def test_what_follows_from_divergence_is_not_named():
     watch = Guard(divergence_steps=0)
     assert names(watch.see(0, everything | {guard.LOSS: 3.0})) == {"divergence"}
     assert watch.see(100, {guard.SHARPEST: 0.0}) == []
+    assert watch.see(110, {guard.LOSS: math.nan}) == []
+    assert names(watch.see(120, {guard.RISE: 0.0, guard.SHARPEST: 0.0})) == {"attention_collapse"}
 
 
 def test_what_was_not_measured_is_no_reason():
@@ -113,7 +116,8 @@ def test_a_run_sets_off_what_the_table_says_and_no_more(arguments, alarms, tmp_p
     few = ["trainer.limit_val_batches=5", "trainer.accelerator=cpu", "logger=none"]
     quiet = ["~callbacks.progress", "~callbacks.checkpoint"]
     caplog.set_level(logging.WARNING, logger="prismatic")
-    run(composed(*SHORT, *few, *quiet, *shlex.split(arguments)), tmp_path)
+    with suppress(DivergedError):  # whether divergence ends in NaN is a matter of the last bits
+        run(composed(*SHORT, *few, *quiet, *shlex.split(arguments)), tmp_path)
     found = [alarm["name"] for _, alarm in record.read(tmp_path / record.FILE).alarms]
     expected = set() if alarms == "none" else set(alarms.split())
     assert set(found) == expected

@@ -115,8 +115,11 @@ def test_a_constant_router_depends_on_no_input():
 )
 def test_view_measures_against_the_plain_definition(overrides):
     prismatic = model(*overrides)
-    weight_E = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    found = view_measures(prismatic, weight_E)
+    passes = prismatic.depth
+    weight_LE = torch.arange(1.0, 4 * passes + 1).reshape(passes, 4).softmax(-1).roll(1, 0)
+    weight_LE = (weight_LE + torch.eye(4)[torch.arange(passes) % 4]) / 2  # no two passes alike
+    weight_E = weight_LE.mean(0)
+    found = view_measures(prismatic, weight_LE)
     parameters, changes = [], {1: [], 2: [], 3: []}
     for i, router in enumerate(prismatic.routers):
         for name, parameter in router.expert.named_parameters():
@@ -134,6 +137,16 @@ def test_view_measures_against_the_plain_definition(overrides):
     merged = sum(weight_E[view].double() * f for view, f in f_E.items())
     expected = float((W * merged).norm() / W.norm())
     assert found["routing/merged_relative_norm"] == pytest.approx(expected, rel=1e-5)
+    half = len(W) // 2  # two blocks of one size
+    for k, (base, own) in enumerate(((W[:half], slice(half)), (W[half:], slice(half, None)))):
+        for name, r_E in {
+            **{f"pass_{t}": weight_LE[t] for t in range(k, passes, 2)},
+            **({f"router_{k}": weight_LE[k::2].mean(0)} if passes > 2 else {}),
+        }.items():
+            changed = sum(r_E[view].double() * f[own] for view, f in f_E.items())
+            expected = float((base * changed).norm() / base.norm())
+            name = f"routing/{name}/merged_relative_norm"
+            assert found[name] == pytest.approx(expected, rel=1e-5), name
     moved = max(float((f.abs() > 0.01).double().mean()) for f in f_E.values())
     assert found["views/share_moved"] == pytest.approx(moved)
 

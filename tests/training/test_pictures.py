@@ -33,7 +33,10 @@ class Keeper(CSVLogger):
 
     def __init__(self, folder):
         super().__init__(folder)
-        self.files = []
+        self.files, self.told = [], []
+
+    def describe(self, text, pictures):
+        self.told.append((text, pictures))
 
     def log_file(self, path, folder=None):
         self.files.append((folder, Path(path).name))
@@ -62,6 +65,9 @@ def test_pictures_are_drawn_at_the_end_for_the_folder_and_the_logger(tmp_path):
         (None, record.FILE), ("report", "losses.png"), ("report", "report.html"),
     }  # fmt: skip
     assert len(keeper.files) == 3, "drawn once"
+    [(text, pictures)] = keeper.told
+    assert text.startswith("**No alarm.**") and "| validation loss | " in text
+    assert pictures == ["report/losses.png"]
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"attractive: {tmp_path.name}" in page
 

@@ -1,7 +1,8 @@
 """Ending trials early: what they report while they run, and the rules that judge it.
 
 A job appends lines {"step": 10, "values": {"loss": 1.5}} to `progress.jsonl` in its folder, and
-ends when a file `stop` appears there, which holds the reason.
+ends when a file `stop` appears there, which holds the reason. A value whose name begins with
+`alarm/` says that the job has gone wrong.
 """
 
 import json
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 PRUNERS: dict[str, type[BasePruner]] = {"median": MedianPruner, "hyperband": HyperbandPruner}
 KEY = "progress:"
+ALARM = "alarm/"
 
 
 class Progress:
@@ -73,9 +75,10 @@ def no_rule(trial: Trial, step: int, values: Mapping[str, float]) -> None:
 
 
 def guard(values: Mapping[str, float]) -> str | None:
-    """Always on: a trial with a value that is not finite has nothing more to tell."""
+    """Always on: a trial with an alarm, or a value that is not finite, has nothing more to tell."""
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    return ", ".join(bad) or None
+    alarms = [name for name in values if name.startswith(ALARM)]
+    return ", ".join([*alarms, *bad]) or None
 
 
 class ByPruner:

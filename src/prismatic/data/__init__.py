@@ -14,7 +14,8 @@ from prismatic.data.corpora import (
     Source,
     UserFiles,
 )
-from prismatic.data.synthetic import IIDTask, MixedTask, sum_mod
+from prismatic.data.synthetic import IIDTask, MixedTask
+from prismatic.data.tables import latin_square, random_function, sum_digit, sum_mod, uneven
 from prismatic.data.text import IGNORE, Batch, Task, TextTask, user_text
 
 __all__ = [
@@ -32,6 +33,10 @@ __all__ = [
     "Task",
     "TextTask",
     "UserFiles",
+    "latin_square",
+    "random_function",
+    "sum_digit",
     "sum_mod",
+    "uneven",
     "user_text",
 ]

@@ -105,23 +105,6 @@ class IIDTask(DrawnTask):
         return next_tokens(window_BW, torch.zeros(size, dtype=torch.int64))
 
 
-def sum_mod(n: int = 10, noise: float = 0.1) -> np.ndarray:
-    """Return P(x, y, z) of z = (x + y) mod n for uniform x, y; shape (n, n, n), float64.
-
-    With probability `noise` z is a uniform draw instead. Neither x nor y alone says anything about
-    z; n = 2 is the exclusive or. Raises ValueError unless n >= 1 and 0 <= noise <= 1.
-    """
-    require_count("n", n, "data.joint.n=10")
-    if not 0 <= noise <= 1:
-        raise ValueError(
-            f"noise={noise}: give a probability from 0 to 1, as in data.joint.noise=0.1"
-        )
-    joint_XYZ = np.full((n, n, n), noise / n)
-    x_XY, y_XY = np.indices((n, n))
-    joint_XYZ[x_XY, y_XY, (x_XY + y_XY) % n] += 1 - noise
-    return joint_XYZ / n**2
-
-
 def entropy_of_last(joint_XYZ: np.ndarray, given: tuple[int, ...]) -> float:
     """Return the entropy of Z in nats, knowing the axes in `given` (0 for X, 1 for Y)."""
     unknown = tuple(axis for axis in (0, 1) if axis not in given)

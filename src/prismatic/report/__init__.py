@@ -20,14 +20,16 @@ from .losses import (
     draw_forced,
     draw_losses,
 )
-from .overview import compute_alarms, compute_results
-from .page import CHAPTERS, FOLDER, write_report
+from .overview import compute_alarms, compute_results, described
+from .page import CHAPTERS, FOLDER, leading, write_report
 from .routing import (
+    compute_dependence,
     compute_domains,
     compute_entropy,
     compute_information,
     compute_passes,
     compute_weights,
+    draw_dependence,
     draw_domains,
     draw_entropy,
     draw_information,
@@ -43,12 +45,14 @@ from .tables import (
 
 __all__ = [
     "CHAPTERS", "FOLDER", "compute_alarms", "compute_apart", "compute_attention",
-    "compute_attention_table", "compute_change", "compute_confidence", "compute_differences",
-    "compute_domains", "compute_entropy", "compute_forced", "compute_gradients",
+    "compute_attention_table", "compute_change", "compute_confidence", "compute_dependence",
+    "compute_differences", "compute_domains", "compute_entropy", "compute_forced",
+    "compute_gradients",
     "compute_information", "compute_lens", "compute_logits", "compute_losses", "compute_passes",
-    "compute_results", "compute_routing_table", "compute_summary", "compute_weights",
+    "compute_results", "compute_routing_table", "compute_summary", "compute_weights", "described",
     "draw_apart", "draw_attention", "draw_attention_table", "draw_change", "draw_comparison",
-    "draw_confidence", "draw_domains", "draw_entropy", "draw_forced", "draw_gradients",
-    "draw_information", "draw_lens", "draw_logits", "draw_losses", "draw_passes",
-    "draw_routing_table", "draw_weights", "write_comparison", "write_report",
+    "draw_confidence", "draw_dependence", "draw_domains", "draw_entropy",
+    "draw_forced", "draw_gradients", "draw_information", "draw_lens", "draw_logits", "draw_losses",
+    "draw_passes", "draw_routing_table", "draw_weights", "leading", "write_comparison",
+    "write_report",
 ]  # fmt: skip

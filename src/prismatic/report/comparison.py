@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from .losses import NATS, STEP
+from .losses import NATS
 from .markup import page, paragraph, picture, table
 from .missing import Floats, NothingToDrawError, Steps
 from .overview import compute_alarms, compute_reached
 from .record import Record
-from .style import LINES, MARKERS, legend, plain, png, styled, title
+from .style import LINES, MARKERS, STEP, legend, plain, png, styled, title
 
 Runs = Mapping[str, Record | None]  # by label; None where a run left no record
 NO_RECORD = "None of the runs left a record: they are older than it, or were made without it."
@@ -21,8 +21,10 @@ WIDTH = 44  # characters of a column on a terminal
 CAPTION = "Falling entropy: some views get more weight. Whether that is good, only the loss says."
 MEASURES = {
     "routing entropy": "routing/entropy_L",
+    "input dependence": "routing/input_dependence",
+    "input dependence, untrained twin": "routing/input_dependence_null",
     "mutual information with domain": "routing/mutual_information",
-    "its null, never trained": "routing/mutual_information_null",
+    "mutual information, untrained twin": "routing/mutual_information_null",
     "disagreement (bits)": "views/disagreement",
 }
 

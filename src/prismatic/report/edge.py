@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from prismatic.numerics import FAINT
 
-from .losses import NO_VALIDATION, STEP
+from .losses import NO_VALIDATION
 from .missing import Floats, NothingToDrawError, Steps, require_last, require_series
 from .record import Record
 from .routing import plot_passes, tick_passes
-from .style import ACCENT, MUTED, legend, styled, title
+from .style import ACCENT, MUTED, SIZE, STEP, legend, styled, title
 
 NO_ATTENTION = "The model has no attention, or the run ended before its first validation."
 
@@ -35,11 +35,15 @@ class Logits:
 
 @dataclass(frozen=True)
 class Attention:
-    """Entropy of attention rows as a share of ln(row length), and the share of logits below -20."""
+    """Entropy of attention rows as a share of ln(row length), what the softmax gains on uniform
+    attention, the share of logits below -20, and the log-partition.
+    """
 
     step_S: Steps
     entropy_SL: Floats
+    gain_SL: Floats
     outside_SL: Floats
+    partition_SL: Floats
 
 
 @dataclass(frozen=True)
@@ -96,35 +100,44 @@ def draw_logits(figure: Figure, record: Record) -> None:
 
 def plot_spread(axes: Axes, value_LQ: Floats) -> None:
     """Nested bars between opposite quantiles, and the median."""
-    pass_L, pairs = np.arange(1, len(value_LQ) + 1), value_LQ.shape[1] // 2
+    pass_L, pairs = np.arange(len(value_LQ)), value_LQ.shape[1] // 2
     for pair in range(pairs):
         low_L, high_L = value_LQ[:, pair], value_LQ[:, -1 - pair]
         grey = str(0.8 - 0.6 * (pair + 1) / pairs)
         axes.vlines(pass_L, low_L, high_L, color=grey, linewidth=1.2 + 2.4 * pair)
     axes.plot(pass_L, np.median(value_LQ, axis=1), "o", color="white", mec="black", markersize=5)
-    axes.set_xlim(0.5, len(pass_L) + 0.5)
+    axes.set_xlim(-0.5, len(pass_L) - 0.5)
     tick_passes(axes, len(pass_L))
 
 
 def compute_attention(record: Record) -> Attention:
-    """Attention entropy and logits out of range at every validation."""
-    steps, entropy_SL = require_series(record, "edge/attention_entropy_L", NO_ATTENTION)
-    _, outside_SL = require_series(record, "edge/out_of_range_L", NO_ATTENTION)
-    return Attention(steps, entropy_SL, outside_SL)
+    """What attention did at every validation."""
+    names = ("attention_entropy", "softmax_gain", "out_of_range", "log_partition")
+    found = [require_series(record, f"edge/{name}_L", NO_ATTENTION) for name in names]
+    return Attention(found[0][0], *(value_SL for _, value_SL in found))
 
 
 @styled
 def draw_attention(figure: Figure, record: Record) -> None:
-    """How spread out attention is, and how many logits count for nothing, over training."""
+    """How spread out attention is, and how large its logits are, over training."""
     found = compute_attention(record)
-    title(figure, "Attention: spread, and logits that count for nothing")
-    left, right = figure.subplots(1, 2)
-    plot_passes(left, found.step_S, found.entropy_SL)
-    plot_passes(right, found.step_S, found.outside_SL)
-    left.set(xlabel=STEP, ylabel="attention entropy (share of ln n)", ylim=(0, 1.02))
-    right.set(xlabel=STEP, ylabel=f"logits below -{FAINT:.0f} (share)")
-    right.set_ylim(bottom=0)
-    legend(figure, left)
+    title(figure, "Attention: how spread out it is, and how large its logits are")
+    figure.set_size_inches(SIZE[0], 5.6)
+    (entropy, gain), (outside, partition) = figure.subplots(2, 2, sharex=True)
+    for axes, value_SL, measure in (
+        (entropy, found.entropy_SL, "entropy (share of ln n)"),
+        (gain, found.gain_SL, "softmax gain (nats)"),
+        (outside, found.outside_SL, f"logits below -{FAINT:.0f} (share)"),
+        (partition, found.partition_SL, "log-partition (nats)"),
+    ):
+        plot_passes(axes, found.step_S, value_SL)
+        axes.set(ylabel=measure)
+    for axes in (outside, partition):
+        axes.set_xlabel(STEP)
+    entropy.set_ylim(0, 1.02)
+    for axes in (gain, outside):
+        axes.set_ylim(bottom=0)
+    legend(figure, entropy)
 
 
 def compute_gradients(record: Record) -> Gradients:

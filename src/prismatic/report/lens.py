@@ -38,7 +38,7 @@ class Change:
 
 
 def compute_lens(record: Record) -> list[Lens]:
-    """The lens over the tensors that were recorded: a matrix and a bias or gain."""
+    """The lens over the tensors that were recorded: a matrix, a gain and a bias."""
     require_views(record)
     recorded = record.about.get("lens") or {}
     if not recorded:
@@ -55,7 +55,7 @@ def draw_lens(figure: Figure, record: Record) -> None:
     """Modulation and selected weights over position, a row per tensor."""
     found = compute_lens(record)
     figure.set_size_inches(SIZE[0], 0.8 + 2.4 * len(found))
-    title(figure, "The lens over the positions of a tensor")
+    title(figure, f"The lens over the positions of a tensor, {when(record)}")
     grid = figure.subplots(len(found), 2, sharex="row", squeeze=False)
     for lens, (modulation, selected) in zip(found, grid, strict=True):
         plot_lens(lens, modulation, selected)
@@ -76,7 +76,7 @@ def plot_lens(lens: Lens, modulation: Axes, selected: Axes) -> None:
             color=look["color"], marker=look["marker"],
         )  # fmt: skip
     selected.axhline(0, color=MUTED, linewidth=0.8)
-    modulation.set(xlabel="position in the tensor (weights)", ylabel="modulation")
+    modulation.set(xlabel="position in the tensor (weights)", ylabel="modulation", ylim=(-1.1, 1.1))
     modulation.set_title(lens.tensor)
     modulation.locator_params(axis="x", nbins=5)
     selected.set(xlabel="position in the tensor (weights)", ylabel="relative change")
@@ -101,7 +101,7 @@ def draw_change(figure: Figure, record: Record) -> None:
     found = compute_change(record)
     rows = np.arange(len(found.tensors))
     figure.set_size_inches(SIZE[0], 1.4 + 0.2 * len(rows))
-    title(figure, "Relative change of each tensor by each view")
+    title(figure, f"Relative change of each tensor by each view, {when(record)}")
     axes = figure.subplots()
     for view, change_P in enumerate(found.change_PV.T, start=1):
         look = view_style(view) | {"linestyle": "none"}
@@ -110,7 +110,20 @@ def draw_change(figure: Figure, record: Record) -> None:
     axes.set_yticks(rows, names, size=8.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set(xscale="log", xlabel="norm of the change / norm of the tensor", ylabel="tensor")
+    axes.set_xlim(*decades(found.change_PV))
     legend(figure, axes)
+
+
+def decades(value_PV: Floats) -> tuple[float, float]:
+    """The powers of ten around all that is not 0: fewer would leave a logarithmic axis bare."""
+    powers = np.log10(value_PV[value_PV > 0])
+    return 10 ** (np.floor(powers.min()) - 0.05), 10 ** (np.floor(powers.max()) + 1.05)
+
+
+def when(record: Record) -> str:
+    """When the views were what is shown of them."""
+    step = record.about.get("as_of")
+    return "before training" if step is None else f"at step {step}"
 
 
 def label_matrices(tensors: Sequence[str], matrix_P: Sequence[bool]) -> list[str]:

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from .missing import Floats, NothingToDrawError, Steps, require_series, require_views
 from .record import Record
-from .style import ACCENT, MUTED, legend, styled, title, view_name, view_style
+from .style import ACCENT, MUTED, STEP, legend, styled, title, view_name, view_style
 
-STEP, NATS = "training step", "loss (nats per token)"
+NATS = "loss (nats per token)"
 NO_VALIDATION = "The run ended before its first validation."
 COLOUR, BASELINES = "#000000", ("--", ":", "-.", (0, (1, 3)))
 

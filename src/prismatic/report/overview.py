@@ -74,6 +74,19 @@ def overview(record: Record) -> str:
     return "\n".join([paragraph(facts, "facts"), *(alarms or [calm]), results])
 
 
+def described(record: Record) -> str:
+    """The same as Markdown, and where the pictures are."""
+    alarms = [
+        f"**Alarm: {alarm.name}.** Step {alarm.step}: {alarm.message}. What to do: {alarm.remedy}."
+        for alarm in compute_alarms(record)
+    ]
+    rows = [f"| {name} | {value:.5g} |" for name, value in compute_results(record).items()]
+    head = ["| result | nats per token, if not named |", "|---|---|"]
+    results = ["\n".join(head + rows)] if rows else []
+    where = "All pictures, in reading order: `report/report.html` among the artifacts."
+    return "\n\n".join([*(alarms or ["**No alarm.**"]), *results, where])
+
+
 def alarm_html(alarm: Alarm) -> str:
     """An alarm: at which step it came first, how often, and what to do."""
     when = f"step {alarm.step}" + (f", {alarm.times} times" if alarm.times > 1 else "")

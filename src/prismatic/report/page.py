@@ -1,6 +1,6 @@
 """One page per run: its pictures in reading order, as PNG files and as one HTML file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,14 @@ from .losses import draw_apart, draw_forced, draw_losses
 from .markup import page, paragraph, picture
 from .overview import overview
 from .record import Record
-from .routing import draw_domains, draw_entropy, draw_information, draw_passes, draw_weights
+from .routing import (
+    draw_dependence,
+    draw_domains,
+    draw_entropy,
+    draw_information,
+    draw_passes,
+    draw_weights,
+)
 from .style import png
 from .tables import draw_attention_table, draw_routing_table
 
@@ -45,9 +52,9 @@ CHAPTERS: dict[str, tuple[Picture, ...]] = {
     "Do the views differ?": (
         Picture(
             "forced", draw_forced,
-            "Each view alone, which is the whole model with one-hot routing. Right: above 0 a view "
-            "is worse than the clean one. Curves that lie on one another mean that the views "
-            "hardly differ.",
+            "Each view alone, the whole model with one-hot routing, on a few held-out sequences. "
+            "Right: above 0 a view is worse than the clean one. Curves that lie on one another "
+            "mean that the views hardly differ.",
         ),
         Picture(
             "apart", draw_apart,
@@ -68,6 +75,11 @@ CHAPTERS: dict[str, tuple[Picture, ...]] = {
             "a high entropy alone does not show that routing adapts.",
         ),
         Picture(
+            "dependence", draw_dependence,
+            "0 is the same routing for every input. Routing that has learned to tell inputs apart "
+            "rises above its null, a gate that never trained and sees the same inputs.",
+        ),
+        Picture(
             "information", draw_information,
             "Routing that has learned the domains rises above its null, a gate that never trained. "
             "The null is not at 0, since different text excites any gate differently.",
@@ -79,13 +91,14 @@ CHAPTERS: dict[str, tuple[Picture, ...]] = {
         ),
         Picture(
             "passes", draw_passes,
-            "Thin lines apart from one another: routing depends on the input. A thick line that "
-            "moves: it depends on the pass, which separate blocks do by themselves.",
+            "Thin lines apart from one another: routing depends on the input, a little so even for "
+            "an untrained gate (see above). A thick line that moves: it depends on the pass, which "
+            "separate blocks do by themselves.",
         ),
         Picture(
             "routing_table", draw_routing_table,
             "Stripes: routing depends on one token. A pattern that is neither rows nor columns: "
-            "on both.",
+            "on both. Whether more than an untrained gate does, the null above says.",
         ),
         Picture(
             "attention_table", draw_attention_table,
@@ -102,8 +115,9 @@ CHAPTERS: dict[str, tuple[Picture, ...]] = {
         ),
         Picture(
             "attention", draw_attention,
-            "Entropy near 0: every position looks at one other. A rising share of logits out of "
-            "range means that gradients through attention are dying.",
+            "Entropy near 0, or gain near ln n: every position looks at one other. A rising share "
+            "of logits out of range means that gradients through attention are dying, a rising "
+            "log-partition that logits grow as a whole.",
         ),
         Picture(
             "gradients", draw_gradients,
@@ -125,6 +139,12 @@ CHAPTERS: dict[str, tuple[Picture, ...]] = {
         ),
     ),
 }  # fmt: skip
+
+
+def leading(files: Sequence[Path]) -> list[Path]:
+    """Of the files of a report, the picture that each chapter begins with."""
+    first = {pictures[0].name for pictures in CHAPTERS.values()}
+    return [path for path in files if path.suffix == ".png" and path.stem in first]
 
 
 def write_report(record: Record, folder: Path, name: str) -> list[Path]:

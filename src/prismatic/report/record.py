@@ -2,7 +2,8 @@
 
 Names end in their axes: L passes, E views, D domains, S sequences, P tensors, Q quantiles, K bins
 or tiers, X and Y the two tokens of a mixed task. The first line, `{"about": {...}}`, names entries
-of the axes (`domains`, `tensors`, `quantiles`, ...) and says what the run was.
+of the axes (`domains`, `tensors`, `quantiles`, ...) and says what the run was; a later line with
+`about` says what has changed of it.
 """
 
 import json
@@ -58,6 +59,12 @@ def append(path: Path, step: int, values: Mapping[str, ArrayLike]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def amend(path: Path, step: int, about: Mapping[str, Any]) -> None:
+    """Say at a step what the run has become; `about["as_of"]` is then the step."""
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "about": {**about, "as_of": step}}) + "\n")
+
+
 def note(path: Path, step: int, name: str, message: str, remedy: str) -> None:
     """Add an alarm at a step."""
     alarm = {"name": name, "message": message, "remedy": remedy}
@@ -69,8 +76,11 @@ def read(path: Path) -> Record:
     """A record. A last line that a killed process left half written is left out."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    about = whole[0]["about"] if whole else {}
-    return Record(about, tuple(sorted(whole[1:], key=lambda line: line["step"])))
+    about: dict[str, Any] = {}
+    for line in whole:
+        about |= line.get("about", {})
+    kept = [line for line in whole if "about" not in line]
+    return Record(about, tuple(sorted(kept, key=lambda line: line["step"])))
 
 
 def _plain(array: NDArray[Any]) -> Any:

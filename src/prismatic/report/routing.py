@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .losses import NO_VALIDATION, STEP
+from .losses import NO_VALIDATION
 from .missing import (
     Floats,
     NothingToDrawError,
@@ -21,8 +21,10 @@ from .missing import (
 )
 from .record import Record
 from .style import (
+    MARKERS,
     MUTED,
     SIZE,
+    STEP,
     left_out,
     legend,
     panels,
@@ -57,8 +59,8 @@ class Domains:
 
 
 @dataclass(frozen=True)
-class Information:
-    """Mutual information of view and domain, as a share of the most possible, and its null."""
+class Adaptation:
+    """A measure of adaptation, as a share of the most possible, and that of untrained twins."""
 
     step_S: Steps
     found_S: Floats
@@ -106,16 +108,17 @@ def draw_entropy(figure: Figure, record: Record) -> None:
 
 
 def plot_passes(axes: Axes, step_S: Steps, value_SL: Floats) -> None:
-    """A line per pass, from dark to light, which is also its order in grey."""
+    """A line per pass, from dark to light, which is also its order in grey, with a mark each."""
     last = max(1, value_SL.shape[1] - 1)
     for t, value_S in enumerate(value_SL.T):
         colour = colormaps["cividis"](0.85 * t / last)
-        axes.plot(step_S, value_S, "o-", color=colour, markersize=4, label=f"pass {t + 1}")
+        look = {"color": colour, "marker": MARKERS[t % len(MARKERS)], "markersize": 5}
+        axes.plot(step_S, value_S, label=f"pass {t}", **look)
 
 
 def tick_passes(axes: Axes, passes: int) -> None:
-    """Whole numbers from 1 on the horizontal axis, not too many."""
-    axes.set_xticks(range(1, passes + 1, -(-passes // 8)))
+    """Whole numbers from 0 on the horizontal axis, not too many."""
+    axes.set_xticks(range(0, passes, -(-passes // 8)))
 
 
 def compute_passes(record: Record) -> Passes:
@@ -135,7 +138,7 @@ def draw_passes(figure: Figure, record: Record) -> None:
     drawn = f"{len(found.sample_SLE)} held-out sequences and the mean{left_out(views)}"
     title(figure, f"Routing over passes: {drawn}")
     for view, axes in enumerate(panels(figure, views)):
-        pass_L, look = np.arange(1, len(found.mean_LE) + 1), view_style(view)
+        pass_L, look = np.arange(len(found.mean_LE)), view_style(view)
         axes.plot(pass_L, found.sample_SLE[:, :, view].T, color=look["color"], lw=0.6, alpha=0.4)
         axes.plot(pass_L, found.mean_LE[:, view], linewidth=2.6, label=view_name(view), **look)
         axes.axhline(1 / views, color=MUTED, linewidth=0.8)
@@ -190,12 +193,31 @@ def write_cells(axes: Axes, value_XY: Floats, middle: float) -> None:
         axes.text(y, x, f"{value:.3f}", ha="center", va="center", size=8.5, color=colour)
 
 
-def compute_information(record: Record) -> Information:
-    """Mutual information at every validation."""
+def compute_dependence(record: Record) -> Adaptation:
+    """Dependence of routing on its input at every validation."""
     require_views(record)
-    steps, found_S = require_series(record, "routing/mutual_information", NO_DOMAINS)
-    _, null_S = require_series(record, "routing/mutual_information_null", NO_DOMAINS)
-    return Information(steps, found_S, null_S)
+    return beside_null(record, "routing/input_dependence", NO_VALIDATION)
+
+
+def compute_information(record: Record) -> Adaptation:
+    """Mutual information of view and domain at every validation."""
+    require_views(record)
+    return beside_null(record, "routing/mutual_information", NO_DOMAINS)
+
+
+def beside_null(record: Record, name: str, why_absent: str) -> Adaptation:
+    """A measure of the trained routers, and of their untrained twins."""
+    steps, found_S = require_series(record, name, why_absent)
+    _, null_S = require_series(record, f"{name}_null", why_absent)
+    return Adaptation(steps, found_S, null_S)
+
+
+@styled
+def draw_dependence(figure: Figure, record: Record) -> None:
+    """How much routing depends on its input, beside a router that never trained."""
+    found = compute_dependence(record)
+    title(figure, "How much routing depends on its input")
+    plot_adaptation(figure, found, "H(mean r) - mean H(r) (share of ln N)")
 
 
 @styled
@@ -203,9 +225,16 @@ def draw_information(figure: Figure, record: Record) -> None:
     """How much the choice of view tells of the domain, beside a router that never trained."""
     found = compute_information(record)
     title(figure, "What routing knows of the domain")
+    plot_adaptation(
+        figure, found, "mutual information of view and\ndomain (share of the most possible)"
+    )
+
+
+def plot_adaptation(figure: Figure, found: Adaptation, measure: str) -> None:
+    """A measure and its null over training."""
     axes = figure.subplots()
     axes.plot(found.step_S, found.found_S, "o-", color="black", label="trained")
     axes.plot(found.step_S, found.null_S, "s--", color=MUTED, label="null: never trained")
-    axes.set(xlabel=STEP, ylabel="mutual information of view\nand domain (share of ln N)")
+    axes.set(xlabel=STEP, ylabel=measure)
     axes.set_ylim(bottom=0)
     legend(figure, axes)

@@ -21,6 +21,7 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1,
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SIZE = (8.0, 4.2)  # inches
 MOST_PANELS = 8
+STEP = "training step"
 ACCENT, MUTED = COLOURS[2], "#8A8A8A"
 
 STYLE: dict[Any, Any] = {
@@ -69,6 +70,9 @@ def styled(draw: Callable[Concatenate[Figure, P], None]) -> Callable[P, Figure]:
             figure = Figure(figsize=SIZE)
             try:
                 draw(figure, *args, **kwargs)
+                for axes in figure.axes:
+                    if axes.get_xlabel() == STEP:
+                        axes.locator_params(axis="x", integer=True)
             except NothingToDrawError as reason:
                 explain(figure, str(reason))
         return figure

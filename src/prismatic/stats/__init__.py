@@ -6,9 +6,11 @@ of studies; the rest are the measures that single studies need.
 
 from .additive import additive_floor, loss_ladder
 from .comparisons import (
+    RankCorrelation,
     equivalence_p,
     holm,
     probability_of_improvement,
+    rank_correlation,
     sign_flip_p,
     smallest_p,
 )
@@ -30,6 +32,7 @@ from .spectra import (
     fit_ar1,
     lomb_scargle,
     periodicity_test,
+    walsh_shares,
     walsh_test,
 )
 from .tables import (
@@ -48,6 +51,7 @@ __all__ = [
     "Interval",
     "Optimum",
     "Periodicity",
+    "RankCorrelation",
     "Verdict",
     "WalshTest",
     "additive_floor",
@@ -71,6 +75,7 @@ __all__ = [
     "paired_verdict",
     "periodicity_test",
     "probability_of_improvement",
+    "rank_correlation",
     "sign_flip_p",
     "simultaneous_intervals",
     "simultaneous_level",
@@ -78,5 +83,6 @@ __all__ = [
     "smallest_p",
     "t_interval",
     "verdict_rates",
+    "walsh_shares",
     "walsh_test",
 ]

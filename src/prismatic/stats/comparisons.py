@@ -5,6 +5,7 @@ Shapes: N differences; ... any dimensions before them; F patterns of signs; M cl
 """
 
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -103,3 +104,40 @@ def probability_of_improvement(
     low = clopper_pearson(wins, size, level).low
     high = clopper_pearson(wins + ties, size, level).high
     return (wins + ties / 2) / size, Interval(low, high)
+
+
+class RankCorrelation(NamedTuple):
+    """Spearman's coefficient, an interval for it, and a two-sided p by permutations."""
+
+    rho: float
+    interval: Interval
+    p: float
+
+
+def rank_correlation(
+    x_N: ArrayLike,
+    y_N: ArrayLike,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    draws: int = 9999,
+) -> RankCorrelation:
+    """Do x and y rise together, over N >= 5 independent units? Ties have mean ranks.
+
+    Fisher's transformation with the variance of Bonett and Wright (Psychometrika 65, 2000). Where x
+    or y is constant there is nothing to see: rho is 0, the interval all of -1 to 1, and p is 1.
+    """
+    x_N, y_N = finite("x", x_N, "units", least=5), finite("y", y_N, "units")
+    require(y_N.size == x_N.size, "length of y", y_N.size, f"give the {x_N.size} units of x")
+    if np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
+        return RankCorrelation(0.0, Interval(-1.0, 1.0), 1.0)
+    rank_N, other_N = (stats.zscore(stats.rankdata(values)) for values in (x_N, y_N))
+    rho = float(np.clip((rank_N * other_N).mean(), -1, 1))
+    if abs(rho) == 1:
+        spread = Interval(rho, rho)
+    else:
+        half = stats.norm.isf((1 - level) / 2) * np.sqrt((1 + rho**2 / 2) / (rank_N.size - 3))
+        centre = np.arctanh(rho)
+        spread = Interval(float(np.tanh(centre - half)), float(np.tanh(centre + half)))
+    chance_B = rng.permuted(np.tile(rank_N, (draws, 1)), axis=1) @ other_N / rank_N.size
+    p = (1 + (np.abs(chance_B) >= abs(rho) - 1e-12).sum()) / (1 + draws)
+    return RankCorrelation(rho, spread, float(p))

@@ -74,17 +74,26 @@ def periodicity_test(
     frequency_F = np.arange(2, size + 1) / (2 * size)
     power_F = lomb_scargle(series_T, frequency_F)
     noise_RT = ar1_series(float(fit_ar1(series_T)), (surrogates, size), rng)
-    largest_R = [lomb_scargle(noise_T, frequency_F).max() for noise_T in noise_RT]
-    p = (1 + np.sum(np.array(largest_R) >= power_F.max())) / (1 + surrogates)
+    largest_R = lomb_scargle(noise_RT, frequency_F).max(-1)
+    p = (1 + np.sum(largest_R >= power_F.max())) / (1 + surrogates)
     return Periodicity(float(frequency_F[power_F.argmax()]), float(power_F.max()), float(p))
 
 
-def lomb_scargle(series_T: np.ndarray, frequency_F: np.ndarray) -> np.ndarray:
-    """The share of a series' variance that a sinusoid of each frequency explains."""
-    trips_T = np.arange(series_T.size, dtype=np.float64)
-    return signal.lombscargle(
-        trips_T, series_T, 2 * np.pi * frequency_F, normalize=True, floating_mean=True
-    )
+def lomb_scargle(series: np.ndarray, frequency_F: np.ndarray) -> np.ndarray:
+    """The share of the variance of (..., T) series that a sinusoid of each frequency and any phase
+    explains: (..., F). As scipy's `lombscargle`, normalised and with a floating mean, but for many
+    series at once.
+    """
+    trips_T = np.arange(series.shape[-1])
+    angle_FT = 2 * np.pi * frequency_F[:, None] * trips_T
+    wave_FT2 = np.stack([np.cos(angle_FT), np.sin(angle_FT)], -1)
+    wave_FT2 -= wave_FT2.mean(1, keepdims=True)
+    # Of an alternation the sine is 0: only rounding errors are left of it.
+    basis_FT2, size_F2, _ = np.linalg.svd(wave_FT2, full_matrices=False)
+    basis_FT2 = basis_FT2 * (size_F2 > 1e-9 * size_F2[:, :1])[:, None]
+    off = series - series.mean(-1, keepdims=True)
+    explained = (np.tensordot(off, basis_FT2, (-1, 1)) ** 2).sum(-1)
+    return explained / (off**2).sum(-1, keepdims=True)
 
 
 def fit_ar1(series: ArrayLike) -> np.ndarray:
@@ -116,6 +125,19 @@ class WalshTest(NamedTuple):
     p: dict[str, float]
 
 
+def walsh_shares(series: ArrayLike) -> np.ndarray:
+    """The shares of step, bump and alternation in the variance of (..., 4) series: (..., 3).
+
+    A series that does not move has no say: its shares are equal, as chance would have them.
+    """
+    series = finite("series", series)
+    size = series.shape[-1]
+    require(size == 4, "number of trips", size, "give 4")
+    power = (series @ WALSH_W4.T) ** 2
+    total = power.sum(-1, keepdims=True)
+    return np.divide(power, total, out=np.full_like(power, 1 / 3), where=total > 0)
+
+
 def walsh_test(series_R4: ArrayLike, rng: np.random.Generator, draws: int = 20_000) -> WalshTest:
     """Does a step, a bump or an alternation over four trips recur in R independent runs?
 
@@ -127,11 +149,7 @@ def walsh_test(series_R4: ArrayLike, rng: np.random.Generator, draws: int = 20_0
     series_R4 = finite("series", series_R4, "runs", "4 trips")
     require(series_R4.shape[1] == 4, "number of trips", series_R4.shape[1], "give 4")
     orders = np.array(list(permutations(range(4))))
-    power_R24W = (series_R4[:, orders] @ WALSH_W4.T) ** 2
-    total_R24 = power_R24W.sum(-1, keepdims=True)
-    # A run that does not move has no say: its shares are equal in any order.
-    third = np.full_like(power_R24W, 1 / 3)
-    share_R24W = np.divide(power_R24W, total_R24, out=third, where=total_R24 > 0)
+    share_R24W = walsh_shares(series_R4[:, orders])
     seen_W = share_R24W[:, 0].mean(0)  # the first order is the one that was seen
     runs = np.arange(len(series_R4))
     drawn_BW = share_R24W[runs, rng.integers(24, size=(draws, runs.size))].mean(1)

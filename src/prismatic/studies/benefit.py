@@ -16,7 +16,7 @@ from prismatic.data import Batch, Task
 from prismatic.models import Transformer
 from prismatic.perturb import require
 from prismatic.training import Learner, views_apart
-from prismatic.training.adaptation import DomainRouting, Twins, mutual_information
+from prismatic.training.adaptation import DomainRouting, Twins
 from prismatic.training.findings import by_router, is_routed
 
 PARTS = 4  # of training, at the end of each of which views are compared
@@ -112,18 +112,20 @@ class Adaptation(pl.Callback):
     """Logs how much routing says of the domain, beside twins of its gates that nothing trains.
 
     `adaptation/information` is I(view; domain) of held-out rows as a share of the most possible,
-    `adaptation/twin` that of the untrained gates on the same inputs, `adaptation/gain` the rest.
+    the mean over passes, `adaptation/twin` that of the untrained gates on the same inputs, and
+    `adaptation/gain` the rest.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.twins = Twins(pl_module.model)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        shape = len(pl_module.task.domains), pl_module.model.routers[0].num_experts
+        model = pl_module.model
+        shape = model.depth, len(pl_module.task.domains), model.routers[0].num_experts
         self.trained = DomainRouting(*shape, pl_module.device)
         self.untrained = DomainRouting(*shape, pl_module.device)
-        if is_routed(pl_module.model):
-            self.twins.begin(pl_module.model)
+        if is_routed(model):
+            self.twins.begin(model)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
@@ -138,7 +140,8 @@ class Adaptation(pl.Callback):
         self.twins.routing.clear()
         if not is_routed(pl_module.model):
             return
-        trained, twin = (mutual_information(d.total_DE) for d in (self.trained, self.untrained))
+        sums = self.trained, self.untrained
+        trained, twin = (float(domains.information().mean()) for domains in sums)
         found = {"information": trained, "twin": twin, "gain": trained - twin}
         pl_module.log_dict({f"adaptation/{name}": value for name, value in found.items()})
 

@@ -40,7 +40,11 @@ class Finding:
 
 
 class Claim(Protocol):
-    """What a study's YAML lists under `claims` and `controls`."""
+    """What a study's YAML lists under `claims` and `controls`.
+
+    One of several effects also has `within(arms)`: the claim for a tier with these arms alone, None
+    where no effect is left. One without is left out where an arm is missing.
+    """
 
     says: str
     source: str

@@ -33,7 +33,7 @@ def alone(config: DictConfig) -> None:
 
 def together(config: DictConfig) -> None:
     """Train all seeds of a small model at once."""
-    from .together import train
+    from prismatic.studies.together import train  # absolute: this function is sent to workers
 
     begun, folder = time.perf_counter(), Path(HydraConfig.get().runtime.output_dir)
     found = train(config, list(config.seeds))

@@ -110,9 +110,10 @@ class StudyRun:
     ) -> None:  # fmt: skip
         study = self.study
         judged = judge(study, config.tier, runs)
+        commit = provenance(ROOT).commit or "unknown"
         facts = writing.Facts(
             config.tier, known, list(seeds), len(runs), float(runs["seconds"].sum()),
-            f"python src/study.py study={study.name} tier={config.tier}", provenance(ROOT).commit,
+            f"python src/study.py study={study.name} tier={config.tier}", commit,
         )  # fmt: skip
         files = writing.write(study, facts, judged, runs, folder)
         parent.conclude(judged, files)

@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import sys
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -126,6 +127,14 @@ class GridStudy:
             self.tell(trial, None, "interrupted", None)
         self.running.clear()
         self.notify("on_sweep_end", self.study)
+        ended, total = len(self.study.get_trials(deepcopy=False)), self.study.user_attrs["total"]
+        if isinstance(sys.exception(), KeyboardInterrupt | SystemExit):
+            log.info(
+                f"{ended} of {total} trials had begun. A grid starts anew; one that goes on where "
+                "it was stopped is the same command, each time, with hydra/sweeper=prismatic "
+                f"hydra.sweeper.sampler=grid hydra.sweeper.n_trials={total} "
+                f"hydra.sweep.dir={self.folder}-study"
+            )
 
     def notify(self, event: str, *arguments: Any) -> None:
         for listener in self.callbacks:

@@ -4,6 +4,7 @@ A trial's own process writes its run. What it cannot know, or did not live to wr
 how the trial ended, what was searched, and the run itself if the trial died before it had one.
 """
 
+import time
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 RECORDER = f"{Recorder.__module__}.{Recorder.__qualname__}"
 RUN = "mlflow_run"  # the study's attribute that names its run
 STATE = "state"  # the tag that says how a trial ended
+SETTLE = 2.0  # seconds in which sweeps that began together have named their runs
 REASON_LENGTH, NOTE_LENGTH = 5000, 6000  # MLflow's longest tag has 8000 characters
 
 
@@ -44,14 +46,10 @@ class Parent:
     ) -> None:
         self.study, self.name, self.stopped = study, study.study_name, stopped
         self.client = connect(config.logger.tracking_uri)
-        known = study.user_attrs.get(RUN)
-        known = known if known and is_active(self.client, known) else None
-        self.logger: Recorder = instantiate(
-            config.logger, _target_=RECORDER, run_name=self.name, tags={"sweep": self.name},
-            run_id=known, parent_run_id=None,
-        )  # fmt: skip
+        self.logger = self.opened(config, self.known())
+        if config.hydra.sweeper.get("shared"):
+            self.logger = self.agreed(config)
         self.id = self.logger.version
-        study.set_user_attr(RUN, self.id)
         self.logger.log_hyperparams(asked(study, config))
         self.logger.log_file(folder / "multirun.yaml")
         run = self.client.get_run(self.id)
@@ -62,6 +60,30 @@ class Parent:
         view = views.view(self.id, standing.objectives(study), maximise, params)
         self.client.set_experiment_tag(self.experiment_id, f"{views.TAG}{self.id}", view)
         self.recorded = {n for n, child in self.children() if STATE in child.data.tags}
+
+    def known(self) -> str | None:
+        """The study's run, if there is one."""
+        known = self.study.user_attrs.get(RUN)
+        return known if known and is_active(self.client, known) else None
+
+    def opened(self, config: DictConfig, run_id: str | None) -> Recorder:
+        """The run of this id, or a new one, which is now the study's."""
+        logger: Recorder = instantiate(
+            config.logger, _target_=RECORDER, run_name=self.name, tags={"sweep": self.name},
+            run_id=run_id, parent_run_id=None,
+        )  # fmt: skip
+        if logger.version != self.known():
+            self.study.set_user_attr(RUN, logger.version)
+        return logger
+
+    def agreed(self, config: DictConfig) -> Recorder:
+        """Of sweeps that began together, all take the run of the last; the others' are deleted."""
+        time.sleep(SETTLE)
+        own, common = self.logger.version, self.known()
+        if common == own:
+            return self.logger
+        self.client.delete_run(own)
+        return self.opened(config, common)
 
     def children(self, condition: str = "") -> Iterable[tuple[int, "Run"]]:
         """The runs of trials by the trials' numbers."""
@@ -132,10 +154,8 @@ class Parent:
 
     def show(self, note: str, files: Iterable[Path]) -> None:
         """Bring the description, which shows the pictures, and the files up to date."""
-        parts = [f"{views.links(self.experiment_id, self.id)}\n\n{note[:NOTE_LENGTH]}"]
-        source = f"get-artifact?run_uuid={self.id}&path="
-        parts += [f"![{p.name}]({source}{p.name})" for p in files if p.suffix == ".png"]
-        self.logger.set_tags({"mlflow.note.content": "\n\n".join(parts)})
+        text = f"{views.links(self.experiment_id, self.id)}\n\n{note[:NOTE_LENGTH]}"
+        self.logger.describe(text, [path.name for path in files if path.suffix == ".png"])
         for path in files:
             if path.exists():
                 self.logger.log_file(path)

@@ -4,7 +4,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +143,16 @@ class Recorder:
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags of the run; values become text."""
         self._call("set_tags", tags={key: str(value) for key, value in tags.items()})
+
+    def describe(self, text: str, pictures: Iterable[str] = ()) -> None:
+        """Show Markdown, and pictures among the artifacts, on the run's page.
+
+        Nothing while `prefix` is set: it would be the description of one of several.
+        """
+        if not self.prefix:
+            source = f"get-artifact?run_uuid={self.version}&path="
+            shown = [f"![{path}]({source}{path})" for path in pictures]
+            self.set_tags({"mlflow.note.content": "\n\n".join([text, *shown])})
 
     def log_artifact_text(self, name: str, text: str) -> None:
         """Store `text` as the artifact `name`, a path with `/` inside the run."""

@@ -2,14 +2,23 @@
 
 import warnings
 
-from .callbacks import STOP, Checkpoints, Clock, Objectives, ProgressBar, Trial
+from .callbacks import (
+    PREDICTIONS,
+    STOP,
+    Checkpoints,
+    Clock,
+    Objectives,
+    Predictions,
+    ProgressBar,
+    Trial,
+)
 from .data import TaskData
 from .diagnostics import Diagnostics
 from .guard import Alarm, Guard
 from .losses import cross_entropy, eml
 from .measures import RoutingMeasure, routing_measures, view_measures
 from .module import DivergedError, Learner
-from .objectives import over_seeds, steadiness, views_apart
+from .objectives import diversity, over_seeds, steadiness, views_apart
 from .optim import Optimization
 from .pictures import Pictures
 from .sharding import FullySharded
@@ -22,8 +31,8 @@ warnings.filterwarnings("ignore", "It is recommended to use `self.log", UserWarn
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
 __all__ = [
-    "STOP", "Alarm", "Checkpoints", "Clock", "Diagnostics", "DivergedError", "FullySharded",
-    "Guard", "Learner", "Objectives", "Optimization", "Pictures", "ProgressBar", "RoutingMeasure",
-    "TaskData", "Trial", "cross_entropy", "eml", "over_seeds", "routing_measures", "steadiness",
-    "view_measures", "views_apart",
+    "PREDICTIONS", "STOP", "Alarm", "Checkpoints", "Clock", "Diagnostics", "DivergedError",
+    "FullySharded", "Guard", "Learner", "Objectives", "Optimization", "Pictures", "Predictions",
+    "ProgressBar", "RoutingMeasure", "TaskData", "Trial", "cross_entropy", "diversity", "eml",
+    "over_seeds", "routing_measures", "steadiness", "view_measures", "views_apart",
 ]  # fmt: skip

@@ -44,15 +44,19 @@ def about(model: Transformer, task: Task) -> dict[str, Any]:
 
 
 def views(found: Iterable[Change]) -> dict[str, Any]:
-    """How strong each view is, tensor by tensor, and the lens on one matrix and on one vector."""
+    """How strong each view is, tensor by tensor, and the lens on one tensor of each kind.
+
+    Kinds are matrices, gains and biases. Of a tensor of zeros nothing can be selected.
+    """
     names, matrix, energy_PE, total_P = [], [], [], []
-    lenses: dict[int, Change] = {}
+    lenses: dict[tuple[int, str], Change] = {}
     for change in found:
         names.append(change.name)
         matrix.append(change.weight.ndim > 1)
         energy_PE.append((change.f_EP * change.weight.flatten()).square().sum(1))
         total_P.append(change.weight.square().sum())
-        lenses.setdefault(change.weight.ndim, change)
+        if change.weight.any():
+            lenses.setdefault((change.weight.ndim, change.name.rpartition(".")[2]), change)
     if not names:
         return {}
     energies, totals = torch.stack(energy_PE), torch.stack(total_P)
@@ -72,8 +76,10 @@ def lens(change: Change) -> dict[str, Any]:
     """
     num_views, numel = change.f_EP.shape
     even = torch.linspace(0, numel - 1, min(EVEN, numel)).long()
-    largest = change.f_EP.abs().amax(0).topk(min(LARGEST, numel)).indices
-    at_K = torch.cat([even, largest]).unique()
+    # In random order, so that of changes of one size not those of the first positions are kept.
+    order = torch.randperm(numel, generator=torch.Generator().manual_seed(0))
+    largest = change.f_EP.abs().amax(0)[order].topk(min(LARGEST, numel)).indices
+    at_K = torch.cat([even, order[largest]]).unique()
     shapes = [
         modulation(at_K.double(), numel, view, num_views, change.router.focal).tolist()
         for view in range(1, num_views)

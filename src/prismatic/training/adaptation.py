@@ -1,6 +1,6 @@
 """Whether routing adapts to its input: by domain, beside a twin router that is never trained.
 
-Shapes: B batch, D domains, E views.
+Shapes: B batch, L passes, D domains, E views.
 """
 
 import copy
@@ -44,23 +44,31 @@ class Twins:
 
 
 def by_row(routing: Sequence[Routing], num_rows: int) -> torch.Tensor:
-    """Each sequence's routing weights, the mean over its positions and over passes: (B, E)."""
+    """Each pass's routing weights of each sequence, the mean over its positions: (L, B, E)."""
     probs = torch.stack([record.probs.detach().double().mean(1) for record in routing])
-    return probs.mean(0).expand(num_rows, -1)
+    return probs.expand(-1, num_rows, -1)
 
 
 class DomainRouting:
-    """Sums of routing weights over sequences, by their domain."""
+    """Sums of each pass's routing weights over sequences, by their domain."""
 
-    def __init__(self, num_domains: int, num_views: int, device: torch.device) -> None:
-        self.total_DE = torch.zeros(num_domains, num_views, dtype=torch.float64, device=device)
+    def __init__(
+        self, num_passes: int, num_domains: int, num_views: int, device: torch.device
+    ) -> None:
+        shape = num_passes, num_domains, num_views
+        self.total_LDE = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def update(self, routing: Sequence[Routing], domain_B: torch.Tensor) -> None:
-        self.total_DE.index_add_(0, domain_B, by_row(routing, len(domain_B)))
+        self.total_LDE.index_add_(1, domain_B, by_row(routing, len(domain_B)))
 
     def weights(self) -> torch.Tensor:
         """Mean routing weights of each domain, (D, E); NaN for one that was not seen."""
-        return self.total_DE / self.total_DE.sum(1, keepdim=True)
+        total_DE = self.total_LDE.sum(0)
+        return total_DE / total_DE.sum(1, keepdim=True)
+
+    def information(self) -> torch.Tensor:
+        """`mutual_information` of each pass, (L,): view 1 of one router is not that of another."""
+        return torch.tensor([mutual_information(total_DE) for total_DE in self.total_LDE])
 
 
 def mutual_information(joint_DE: torch.Tensor) -> float:

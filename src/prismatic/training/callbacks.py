@@ -4,7 +4,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from prismatic.files import append_line, replacing
 from prismatic.perturb import one_of
 
+from .diagnostics import Diagnostics
+from .guard import FATAL
 from .module import Learner
+from .objectives import forced_views
 
+PREDICTIONS = "predictions.pt"  # log-probabilities
 STOP = "stop"  # the file by which a sweep ends a run; holds the reason
 
 
@@ -72,8 +76,10 @@ class Objectives(pl.Callback):
 class Trial(pl.Callback):
     """Lets a sweep follow a trial by way of its folder, and end it.
 
-    Every validation adds a line to `progress.jsonl`: {"step": int, "values": {objective: float}}. A
-    file `stop`, which holds a reason, ends the training there; `stopped` is then true on all ranks.
+    Every validation adds a line to `progress.jsonl`: {"step": int, "values": {objective: float}},
+    and so does an alarm for which a sweep may give a trial up: {"alarm/{name}": 1.0}. At a
+    validation a file `stop`, which holds a reason, ends the training; `stopped` is then true on all
+    ranks.
     Of several trainings, one after another, each counts on from the step where the one before was
     to end, so that two trials at the same step are equally far.
     """
@@ -84,17 +90,39 @@ class Trial(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.begun, self.end = self.end, self.end + max(trainer.max_steps, 0)
+        self.alarms: set[str] = set()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        guards = [c.guard for c in callbacks if isinstance(c, Diagnostics)]
+        sounded = {name for guard in guards for name in guard.sounded & FATAL}
+        if sounded - self.alarms:
+            self.tell(trainer, {f"alarm/{name}": 1.0 for name in sorted(sounded)})
+        self.alarms |= sounded
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
         values = {name: float(metrics[name]) for name in self.names if name in metrics}
-        if trainer.is_global_zero:
-            step = self.begun + trainer.global_step
-            line = json.dumps({"step": step, "values": values})
-            append_line(self.folder / "progress.jsonl", line)
+        self.tell(trainer, values)
         self.stopped = trainer.strategy.broadcast((self.folder / STOP).exists())
         if self.stopped:
             trainer.should_stop = True
+
+    def tell(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+        """Add a line, on rank 0."""
+        if trainer.is_global_zero:
+            line = json.dumps({"step": self.begun + trainer.global_step, "values": values})
+            append_line(self.folder / "progress.jsonl", line)
+
+
+class Predictions(pl.Callback):
+    """Keeps in the run's folder what its views predict at last on the probe: (E, K, V)."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        probe = (part.to(pl_module.device) for part in pl_module.probe[:2])
+        logp_EKV = forced_views(pl_module.model, *probe)
+        torch.save(logp_EKV.float().cpu(), Path(trainer.default_root_dir) / PREDICTIONS)
 
 
 class WholeCheckpoints(TorchCheckpointIO):

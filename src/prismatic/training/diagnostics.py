@@ -16,7 +16,7 @@ from prismatic.data import Batch
 from prismatic.perturb import Edges
 from prismatic.report import record
 
-from .about import about
+from .about import about, views
 from .adaptation import Twins
 from .edge import TIERS, gradient_norms, spikes
 from .findings import (
@@ -32,11 +32,16 @@ from .findings import (
     use,
 )
 from .guard import CLOSEST, LOSS, RISE, SHARPEST, SPIKES, Alarm, Guard
-from .measures import view_measures
+from .measures import changes, view_measures
 from .module import DivergedError, Learner
 
 # Of what a validation logs, what its record keeps.
-KEPT = ("loss/val", "views/disagreement", "views/useful_diversity")
+KEPT = (
+    "loss/val",
+    "views/disagreement",
+    "views/useful_diversity",
+    "routing/input_dependence",
+)
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +140,12 @@ class Diagnostics(pl.Callback):
         if "edge/attention_entropy_L" in self.found:
             shown[SHARPEST] = self.found["edge/attention_entropy_L"].min()
         self.show_guard(trainer, strength(logged) | {k: float(v) for k, v in shown.items()})
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Selections follow the weights, so the lens is no longer what it was."""
+        described = views(changes(pl_module.model))  # by all ranks
+        if trainer.is_global_zero and described:
+            record.amend(self.path, trainer.global_step, described)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if isinstance(exception, DivergedError):

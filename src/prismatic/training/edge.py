@@ -40,14 +40,15 @@ def attention_measures(logits_BMTS: torch.Tensor, probs_BMTS: torch.Tensor) -> d
     logits_BMTS, probs_BMTS = logits_BMTS[:, :, 1:], probs_BMTS[:, :, 1:]
     size_T = torch.arange(2, 2 + logits_BMTS.shape[2], device=logits_BMTS.device)
     shifted = (logits_BMTS - logits_BMTS.amax(-1, keepdim=True))[logits_BMTS != -math.inf]
-    entropy_BMT = entropy(probs_BMTS)
+    entropy_BMT, partition_BMT = entropy(probs_BMTS), logits_BMTS.logsumexp(-1)
     return {
         "edge/logit_LQ": quantiles(shifted),
         "edge/logit_absmax_L": shifted.abs().max(),
         "edge/out_of_range_L": (shifted < -FAINT).float().mean(),
         "edge/attention_entropy_L": (entropy_BMT / size_T.log()).mean(),
         "edge/softmax_gain_L": (size_T.log() - entropy_BMT).mean(),
-        "edge/log_partition_LQ": quantiles(logits_BMTS.logsumexp(-1)),
+        "edge/log_partition_L": partition_BMT.mean(),
+        "edge/log_partition_LQ": quantiles(partition_BMT),
     }
 
 

@@ -4,7 +4,6 @@ Shapes: L passes, R routers, E views, D domains, S sequences, M heads, X, Y the 
 mixed task.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,23 +13,27 @@ from prismatic.data import Batch, MixedTask
 from prismatic.models import Transformer, watched
 from prismatic.routers import Routing
 
-from .adaptation import DomainRouting, by_row, mutual_information
+from .adaptation import DomainRouting, by_row
 from .edge import Predictions, look_at_attention
 from .guard import CONCENTRATION, LEAST_USED, STRENGTH
-from .measures import entropy
+from .measures import RoutingMeasure, entropy, most_entropy
 from .module import Learner
 
 Arrays = dict[str, torch.Tensor]
 
 
 class HeldOutSums:
-    """What is added up over a validation, and over ranks: predictions, and routing by domain."""
+    """What is added up over a validation, and over ranks: predictions, routing by domain, and all
+    that the twins' routing has to be compared with.
+    """
 
     def __init__(self, learner: Learner) -> None:
-        num_views = learner.model.routers[0].num_experts
-        shape = (len(learner.task.domains), num_views, learner.device)
+        model, num_domains = learner.model, len(learner.task.domains)
+        num_views = model.routers[0].num_experts
+        shape = (model.depth, num_domains, num_views, learner.device)
         self.predictions = Predictions(learner.device)
         self.by_domain, self.by_domain_null = DomainRouting(*shape), DomainRouting(*shape)
+        self.null = RoutingMeasure(model.depth, num_views, learner.device)
 
     def update(
         self, logits_BTV: torch.Tensor, batch: Batch, routing: Sequence[Routing],
@@ -40,20 +43,29 @@ class HeldOutSums:
         if twins:
             self.by_domain.update(routing, batch.domain_B)
             self.by_domain_null.update(twins, batch.domain_B)
+            self.null.update(twins, len(batch.domain_B))
 
     def tensors(self) -> list[torch.Tensor]:
-        tables = [self.by_domain.total_DE, self.by_domain_null.total_DE]
-        return [*tables, *self.predictions.tensors()]
+        tables = [self.by_domain.total_LDE, self.by_domain_null.total_LDE]
+        return [*tables, *self.null.tensors(), *self.predictions.tensors()]
 
     def compute(self) -> Arrays:
-        """Routing by domain only where there are several of both."""
+        """Routing only where there are several views, by domain only where there are several."""
         found = self.predictions.compute()
-        if min(self.by_domain.total_DE.shape) > 1:
+        _, num_domains, num_views = self.by_domain.total_LDE.shape
+        if num_views > 1:
+            null_L = self.null.dependence_L / most_entropy(num_views)
+            found |= over_passes("routing/input_dependence_null", null_L)
+        if num_views > 1 and num_domains > 1:
             for suffix, table in (("", self.by_domain), ("_null", self.by_domain_null)):
                 found[f"routing/domain{suffix}_DE"] = table.weights()
-                information = mutual_information(table.total_DE)
-                found[f"routing/mutual_information{suffix}"] = torch.tensor(information)
+                found |= over_passes(f"routing/mutual_information{suffix}", table.information())
         return found
+
+
+def over_passes(name: str, value_L: torch.Tensor) -> Arrays:
+    """What is measured of each pass, and its mean."""
+    return {name: value_L.mean(), f"{name}_L": value_L}
 
 
 def is_routed(model: Transformer) -> bool:
@@ -92,8 +104,7 @@ def look_at_probe(learner: Learner) -> Arrays:
     tokens_BT = learner.probe.tokens_BT.to(device)
     found = look_at_attention(model, tokens_BT)
     if is_routed(model):
-        weight_LSE = [by_row([routing], len(tokens_BT)) for routing in model.routing]
-        found["routing/sample_SLE"] = torch.stack(weight_LSE, 1)
+        found["routing/sample_SLE"] = by_row(model.routing, len(tokens_BT)).transpose(0, 1)
     if isinstance(learner.task, MixedTask):
         found |= look_at_pairs(model, learner.task, device)
     return found
@@ -123,19 +134,19 @@ def scalars(found: Arrays) -> dict[str, float]:
     logged = {name: float(x) for name, x in found.items() if x.ndim == 0}
     if "edge/logit_absmax_L" in found:
         logged["edge/logit_absmax"] = float(found["edge/logit_absmax_L"].max())
-        for name in ("out_of_range", "attention_entropy", "softmax_gain"):
+        for name in ("out_of_range", "attention_entropy", "softmax_gain", "log_partition"):
             logged[f"edge/{name}"] = float(found[f"edge/{name}_L"].mean())
     return logged
 
 
 def passes(found: Arrays) -> dict[str, float]:
     """What is one number per pass, named by it."""
-    return {
-        f"edge/pass_{t}/{name.removeprefix('edge/').removesuffix('_L')}": value
-        for name, values_L in found.items()
-        if name.startswith("edge/") and name.endswith("_L")
-        for t, value in enumerate(values_L.tolist())
-    }
+    logged: dict[str, float] = {}
+    for name, value_L in found.items():
+        if name.endswith("_L"):
+            room, _, measure = name.removesuffix("_L").partition("/")
+            logged |= {f"{room}/pass_{t}/{measure}": x for t, x in enumerate(value_L.tolist())}
+    return logged
 
 
 def held_out(learner: Learner, logged: Mapping[str, torch.Tensor]) -> Arrays:
@@ -146,8 +157,7 @@ def held_out(learner: Learner, logged: Mapping[str, torch.Tensor]) -> Arrays:
         found["loss/domain_D"] = sums.loss_D / sums.count_D
     if is_routed(learner.model):
         num_views = learner.model.routers[0].num_experts
-        weight_LE = sums.routing.total_LE / sums.routing.count
-        found["routing/weight_LE"] = weight_LE
-        found["routing/entropy_L"] = entropy(weight_LE) / math.log(num_views)
+        weight_LE = found["routing/weight_LE"] = sums.routing.mean_LE
+        found["routing/entropy_L"] = entropy(weight_LE) / most_entropy(num_views)
         found["loss/forced_E"] = torch.stack([logged[f"views/{i}/loss"] for i in range(num_views)])
     return found

@@ -17,8 +17,10 @@ CONCENTRATION, LEAST_USED = "routing/least_concentration", "routing/least_used"
 CLOSEST, STRENGTH = "views/closest", "views/least_strength"
 SHARPEST, SPIKES = "edge/least_attention_entropy", "edge/grad_spikes"
 LOSS, RISE = "loss", "loss/rise"
-# What these lead to is not named on top of them.
+# What these lead to, one another included, is not named on top of them.
 ROOTS = ("nan", "divergence")
+# What an Optuna sweep gives a trial up for.
+FATAL = {"divergence", "router_collapse"}
 # Which thresholds are numbers from 0 to 1, and which are counts, from what on.
 SHARES = (
     "collapse_weight",
@@ -93,9 +95,8 @@ class Guard:
         """The alarms that these measures set off; names that no rule knows do not matter."""
         alarms: list[Alarm] = []
         for rule in self.rules():
-            alarms += self.apply(rule, step, measures)
-            if rule.name in ROOTS and rule.name in self.sounded:
-                break
+            if not self.sounded.intersection(ROOTS) - {rule.name}:
+                alarms += self.apply(rule, step, measures)
         return alarms
 
     def apply(self, rule: Rule, step: int, measures: Mapping[str, float]) -> Iterator[Alarm]:

@@ -15,12 +15,18 @@ from prismatic.routers import PrismaticRouter, Routing
 
 from .sharding import whole
 
+TINY = 1e-300  # stands for a norm of 0 in a quotient
 MOVED = 0.01  # a weight counts as moved when a view changes it by more than this share
 
 
 def entropy(probs: torch.Tensor) -> torch.Tensor:
     """-sum p ln p over the last dimension, in nats, with 0 ln 0 = 0."""
     return torch.special.entr(probs).sum(-1)
+
+
+def most_entropy(num_views: int) -> float:
+    """ln N, by which entropies of routing are divided; infinite for one view, which has none."""
+    return math.log(num_views) if num_views > 1 else math.inf
 
 
 class RoutingMeasure:
@@ -51,14 +57,24 @@ class RoutingMeasure:
             groups |= {f"pass_{t}/": slice(t, t + 1) for t in range(num_passes)}
         if num_routers is not None and num_routers < num_passes:
             groups |= {f"router_{k}/": slice(k, None, num_routers) for k in range(num_routers)}
-        mean_LE, entropy_L = self.total_LE / self.count, self.entropy_L / self.count
-        # Within a pass: blocks that differ from one another do not make routing depend on input.
-        dependence_L = entropy(mean_LE) - entropy_L
         measured: dict[str, float] = {}
         for group, passes in groups.items():
-            mean_E, dependence = mean_LE[passes].mean(0), float(dependence_L[passes].mean())
-            measured |= routing_measures(mean_E, dependence, group)
+            mean_E = self.mean_LE[passes].mean(0)
+            measured |= routing_measures(mean_E, float(self.dependence_L[passes].mean()), group)
         return measured
+
+    @property
+    def mean_LE(self) -> torch.Tensor:
+        """Each pass's mean routing weights."""
+        return self.total_LE / self.count
+
+    @property
+    def dependence_L(self) -> torch.Tensor:
+        """Each pass's H(mean r) - mean H(r), in nats.
+
+        Within a pass: blocks that differ from one another do not make routing depend on input.
+        """
+        return (entropy(self.mean_LE) - self.entropy_L / self.count).clamp(min=0)
 
 
 def routing_measures(
@@ -69,14 +85,14 @@ def routing_measures(
     `dependence` is H(mean r) - mean H(r) over the inputs, in nats; `group` is part of the names.
     """
     num_views = len(weight_E)
-    unit = math.log(num_views) if num_views > 1 else math.inf
+    unit = most_entropy(num_views)
     spread = float(entropy(weight_E))
     return {
         **{f"routing/{group}expert_{i}_weight": float(w) for i, w in enumerate(weight_E)},
         f"routing/{group}entropy": spread / unit,
         f"routing/{group}concentration": float(weight_E.max()) if num_views > 1 else 0.0,
         f"routing/{group}variance": float(weight_E.var(correction=0)),
-        f"routing/{group}input_dependence": max(0.0, dependence) / unit,
+        f"routing/{group}input_dependence": dependence / unit,
     }
 
 
@@ -112,49 +128,91 @@ def changes(model: Transformer) -> Iterator[Change]:
                 yield Change(router, path, parameter.detach().double().cpu(), f_EP.double().cpu())
 
 
-def energies(weight: torch.Tensor, f_EP: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
-    """Squared norms of the change by each view, of the change by their merge, and of the weight."""
-    f_FP = torch.cat([f_EP, weight_E[None] @ f_EP, torch.ones_like(f_EP[:1])])
-    return (f_FP * weight.flatten()).square().sum(1)
+class Strength(NamedTuple):
+    """How much the views change one parameter."""
+
+    router: PrismaticRouter
+    is_matrix: bool
+    gram_EE: torch.Tensor  # inner products of the views' changes
+    energy: float  # squared norm of the weight
+    moved_E: torch.Tensor  # how many weights each view moves by more than MOVED
+    size: int
+    largest: float
+    advertised: float
+
+
+def strength_of(change: Change) -> Strength:
+    """What is needed of a change, but not the change itself."""
+    changed_EP = change.f_EP * change.weight.flatten()
+    return Strength(
+        change.router,
+        change.weight.ndim > 1,
+        changed_EP @ changed_EP.T,
+        float(change.weight.square().sum()),
+        (change.f_EP.abs() > MOVED).sum(1),
+        change.weight.numel(),
+        float(change.f_EP.abs().max()),
+        float(change.advertised()),
+    )
+
+
+def relative_norms(found: Sequence[Strength], weight_KE: torch.Tensor) -> torch.Tensor:
+    """(K,) norms of the change by a merge at each row of routing weights, over the weights' norm.
+
+    The squared norm of sum_i r_i W f_i is r G r, where G holds the changes' inner products.
+    """
+    gram_EE = torch.stack([one.gram_EE for one in found]).sum(0)
+    energy_K = torch.einsum("ke,ef,kf->k", weight_KE, gram_EE, weight_KE).clamp(min=0)
+    return (energy_K / max(sum(one.energy for one in found), TINY)).sqrt()
 
 
 @torch.no_grad()
-def view_measures(model: Transformer, weight_E: torch.Tensor | None = None) -> dict[str, float]:
+def view_measures(model: Transformer, weight_LE: torch.Tensor | None = None) -> dict[str, float]:
     """How strong each view is over all wrapped parameters, and the merge at mean routing weights.
 
     `views/share_moved` is the share of weights that the strongest view moves by more than MOVED.
     `views/advertised_share` is the share of all change, in squared norm, that has the direction
-    which the mode is named for; noise has none. Empty for models without views of one base (dense,
-    smear) or with one view.
+    which the mode is named for; noise has none. `weight_LE` are each pass's mean routing weights,
+    by default uniform. Empty for models without views of one base (dense, smear) or with one view.
     """
-    router = model.routers[0]
-    if not isinstance(router, PrismaticRouter) or router.num_experts == 1:
+    found = [strength_of(change) for change in changes(model)]
+    if not found:
         return {}
-    num_views, is_drawn = router.num_experts, router.perturbation.mode == "noise"
-    if weight_E is None:
-        weight_E = torch.full((num_views,), 1 / num_views)
-    moved_E = torch.zeros(num_views, dtype=torch.float64)
-    every = torch.zeros(num_views + 2, dtype=torch.float64)
-    matrices, size, largest = torch.zeros_like(every), 0, 0.0
-    advertised = torch.zeros((), dtype=torch.float64)
-    for change in changes(model):
-        energy = energies(change.weight, change.f_EP, weight_E.double().cpu())
-        every += energy
-        matrices += energy * (change.weight.ndim > 1)
-        moved_E += (change.f_EP.abs() > MOVED).sum(1)
-        size += change.weight.numel()
-        largest = max(largest, float(change.f_EP.abs().max()))
-        advertised += 0 if is_drawn else change.advertised()
-    relative = (every[:-1] / every[-1].clamp(min=1e-300)).sqrt().tolist()
-    of_matrices = (matrices[1:num_views].max() / matrices[-1].clamp(min=1e-300)).sqrt()
-    changed = float(every[1:num_views].sum())
-    is_directed = changed and not is_drawn
+    num_views = len(found[0].gram_EE)
+    every_EE = torch.eye(num_views, dtype=torch.float64)
+    norm_E = relative_norms(found, every_EE)
+    matrices = [one for one in found if one.is_matrix]
+    changed = sum(float(one.gram_EE.trace()) for one in found)
+    is_directed = changed > 0 and found[0].router.perturbation.mode != "noise"
+    advertised = sum(one.advertised for one in found)
+    moved_E = torch.stack([one.moved_E for one in found]).sum(0)
+    if weight_LE is None:
+        weight_LE = torch.full((model.depth, num_views), 1 / num_views)
     return {
-        **({"views/advertised_share": float(advertised) / changed} if is_directed else {}),
-        **{f"views/{i}/relative_norm": relative[i] for i in range(1, num_views)},
-        "views/relative_norm": max(relative[1:num_views]),
-        "views/relative_norm_matrices": float(of_matrices),
-        "views/max_change": largest,
-        "views/share_moved": float(moved_E.max()) / size,
-        "routing/merged_relative_norm": relative[num_views],
+        **({"views/advertised_share": advertised / changed} if is_directed else {}),
+        **{f"views/{i}/relative_norm": float(norm_E[i]) for i in range(1, num_views)},
+        "views/relative_norm": float(norm_E.max()),
+        "views/relative_norm_matrices": float(relative_norms(matrices, every_EE).max()),
+        "views/max_change": max(one.largest for one in found),
+        "views/share_moved": float(moved_E.max()) / sum(one.size for one in found),
+        **merged_norms(model, found, weight_LE.double().cpu()),
     }
+
+
+def merged_norms(
+    model: Transformer, found: Sequence[Strength], weight_LE: torch.Tensor
+) -> dict[str, float]:
+    """Relative norms of the merge at the mean routing weights of all passes and, for the weights
+    of its router, of each pass and, where blocks recur, of each router.
+    """
+    name, routers, passes = "merged_relative_norm", model.routers, model.passes()
+    merged = {f"routing/{name}": float(relative_norms(found, weight_LE.mean(0)[None]))}
+    for k, router in enumerate(routers if len(passes) > 1 else []):
+        own = [one for one in found if one.router is router]
+        weight_KE = weight_LE[k :: len(routers)]
+        norm_K = relative_norms(own, torch.cat([weight_KE.mean(0)[None], weight_KE])).tolist()
+        if len(routers) < len(passes):
+            merged[f"routing/router_{k}/{name}"] = norm_K[0]
+        for j, norm in enumerate(norm_K[1:]):
+            merged[f"routing/pass_{k + j * len(routers)}/{name}"] = norm
+    return merged

@@ -177,12 +177,12 @@ class Learner(pl.LightningModule):
         self.best_loss = min(self.best_loss, nats)
         recorded = {"loss/val": nats, "best/loss/val": self.best_loss}
         recorded |= self.held_out.routing.compute(len(self.model.routers))
+        recorded["loss/bits"] = nats / math.log(2)
         if self.task.is_text:
             recorded["loss/bits_per_byte"] = nats / math.log(2)
         if len(by_domain) > 1:
             recorded |= {f"loss/val/{name}": loss for name, loss in by_domain.items()}
-        weight_E = self.held_out.routing.total_LE.mean(0) / self.held_out.routing.count
-        recorded |= view_measures(self.model, weight_E)
+        recorded |= view_measures(self.model, self.held_out.routing.mean_LE)
         recorded |= views_apart(self.model, *(part.to(self.device) for part in self.probe[:2]))
         unigram = self.task.baselines.get("unigram", math.log(self.task.vocab_size))
         recorded |= steadiness(self.log_norms, sound=nats < unigram)

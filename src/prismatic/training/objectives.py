@@ -31,6 +31,13 @@ def forced_views(
     return torch.stack(outputs)
 
 
+def diversity(logp_EKV: torch.Tensor) -> float:
+    """Jensen-Shannon divergence of several predictions of the same tokens, as a share of ln E."""
+    p_EKV = logp_EKV.exp()
+    together = entropy(p_EKV.mean(0)).mean() - entropy(p_EKV).mean()
+    return float(together) / math.log(len(p_EKV))
+
+
 def views_apart(
     model: Transformer, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
 ) -> dict[str, float]:
@@ -56,13 +63,12 @@ def views_apart(
         for j in range(i)
     ]
     differences = [logp_EKV[i] - logp_EKV[j] for i in range(num_views) for j in range(i)]
-    together = entropy(p_EKV.mean(0)).mean() - alone_E.mean()
     loss_E = [float(F.nll_loss(logp_KV, target_K)) for logp_KV in logp_EKV]
     geometric = float(F.nll_loss(logp_EKV.mean(0).log_softmax(-1), target_K))
     return {
         "views/disagreement": float(torch.stack(pairs).mean()) / math.log(2),
         "views/closest": min(float(logp.square().mean().sqrt()) for logp in differences),
-        "objective/diversity": float(together) / math.log(num_views),
+        "objective/diversity": diversity(logp_EKV),
         "views/excess": max(loss_E) - loss_E[0],
         "views/useful_diversity": min(loss_E) - geometric,
         **{f"views/{i}/loss": loss for i, loss in enumerate(loss_E)},

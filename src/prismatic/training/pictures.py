@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 
 from prismatic.errors import DiskFullError, naming_full_disk
 from prismatic.perturb import require
-from prismatic.report import FOLDER, write_report
+from prismatic.report import FOLDER, described, leading, write_report
 from prismatic.report.record import FILE, read
 
 
@@ -16,7 +16,8 @@ class Pictures(pl.Callback):
     """Writes the pictures of a run's record and `report.html` into the folder `report` of the run.
 
     After every `every`-th validation (0: none) and at the end, whichever way the run ends. A logger
-    with `log_file` gets a copy of them and of the record. Belongs after what writes the record.
+    with `log_file` gets a copy of them and of the record, one with `describe` what they come to.
+    Belongs after what writes the record.
     """
 
     def __init__(self, every: int = 5) -> None:
@@ -43,10 +44,14 @@ class Pictures(pl.Callback):
             return
         name = getattr(trainer.logger, "run_name", None)
         title = f"{name}: {folder.name}" if name else folder.name
+        found = read(recorded)
         with naming_full_disk(folder / FOLDER):
-            files = write_report(read(recorded), folder / FOLDER, title)
+            files = write_report(found, folder / FOLDER, title)
         for logger in trainer.loggers:
             if hasattr(logger, "log_file"):
                 logger.log_file(recorded)
                 for path in files:
                     logger.log_file(path, FOLDER)
+            if hasattr(logger, "describe"):
+                shown = [f"{FOLDER}/{path.name}" for path in leading(files)]
+                logger.describe(described(found), shown)

@@ -1,0 +1,285 @@
+"""The study of small changes that may grow through layers (source 000, prediction 1).
+
+Shapes: N seeds, L layers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+
+from prismatic.models import Transformer
+from prismatic.perturb import require
+from prismatic.stats import (
+    Interval,
+    growth_scores,
+    holm,
+    sign_flip_p,
+    simultaneous_level,
+    t_interval,
+)
+from prismatic.stats.verdicts import (
+    INCONCLUSIVE,
+    NO_VERDICT,
+    REFUTED,
+    SUPPORTED,
+    judge_greater,
+    judged,
+    too_few,
+)
+
+from .claims import Finding, finding, unjudged, values
+from .propagation import SITES, apart, changed_weights, exponent, exponent_of, sharpness, trace
+
+NAME = "amplification"
+SIZES = (1e-6, 1e-4, 1e-2, 0.1)  # of changes, the smallest to compare with
+CHAIN = 1.5  # the growth per step of the linear chain that is measured as a control
+SATURATED = 0.1  # total variation between attention rows from which on D cannot grow freely
+TINY = 1e-14  # less than that two rows of attention differ by rounding alone
+RIVALS = ("constant", "linear", "power")
+
+
+class Amplification(pl.Callback):
+    """Measures how a change of the first layer's weights travels, before training and after it.
+
+    All in double precision, on `rows` held-out sequences. `amplification/{state}/{site}/{size}/
+    layer_{l}/tv` is the total variation between attention rows with and without the change, and
+    `.../hidden` the relative change of the hidden state; `amplification/{state}/layer_{l}/spread`,
+    `largest` and `entropy` are of the unchanged model's attention; `amplification/{state}/exponent`
+    is the Lyapunov exponent per layer. Controls: `nothing`, the largest of all differences that a
+    change of size 0 makes, and `chain`, the exponent of a linear chain. A run of one step is there
+    for its initial state: no other is measured.
+    """
+
+    def __init__(self, rows: int = 4, sizes: Sequence[float] = SIZES) -> None:
+        require(rows >= 1, "rows", rows, "give a whole number >= 1")
+        require(min(sizes) > 0, "sizes", sizes, "give numbers > 0")
+        self.rows, self.sizes = rows, tuple(sizes)
+        self.found: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.found = self.look(trainer, pl_module, "init")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        trained = trainer.max_steps > 1
+        pl_module.log_dict(
+            self.found | (self.look(trainer, pl_module, "trained") if trained else {})
+        )
+
+    def look(self, trainer: pl.Trainer, pl_module: Any, state: str) -> dict[str, float]:
+        """All measures of the model as it is."""
+        probe_BT = pl_module.probe.tokens_BT
+        rows = torch.linspace(0, len(probe_BT) - 1, self.rows).long()
+        tokens_BT = probe_BT[rows].to(pl_module.device)
+        seed = trainer.datamodule.seed  # type: ignore[attr-defined]
+        return amplification(pl_module.model, tokens_BT, state, self.sizes, seed)
+
+
+def amplification(
+    model: Transformer, tokens_BT: torch.Tensor, state: str, sizes: Sequence[float], seed: int
+) -> dict[str, float]:
+    """What `Amplification` records of one state of a model, by name."""
+    model = deepcopy(model).double().eval()
+    clean = trace(model, tokens_BT)
+    x_BTD = clean.hidden_L[0]
+    chain = [lambda x: CHAIN * x] * (model.depth - 1)
+    found = {
+        f"{NAME}/{state}/exponent": exponent_of(model, x_BTD[:2], seed),
+        f"{NAME}/{state}/chain": exponent(chain, x_BTD[:2], seed),
+    }
+    for layer, shown in enumerate(zip(clean.logits_L, clean.probs_L, strict=True), 1):
+        for name, value in sharpness(*shown)._asdict().items():
+            found[f"{NAME}/{state}/layer_{layer}/{name}"] = value
+
+    def differences(site: str, size: float) -> tuple[list[float], list[float]]:
+        return apart(clean, trace(model, tokens_BT, changed_weights(model, site, size, seed)))
+
+    for site in SITES:
+        for size in sizes:
+            for name, value_L in zip(("tv", "hidden"), differences(site, size), strict=True):
+                for layer, value in enumerate(value_L, 1):
+                    found[f"{NAME}/{state}/{site}/{size:g}/layer_{layer}/{name}"] = value
+    found[f"{NAME}/{state}/nothing"] = max(map(max, differences("all", 0.0)))
+    return found
+
+
+def curve(table: pd.DataFrame, arm: str, state: str, site: str, size: float) -> np.ndarray:
+    """Total variation by seed and layer, from the first layer whose attention the change can reach:
+    (N, L). A change of values, outputs and MLP reaches that of the second layer.
+
+    Raises `UnjudgeableError` for a run without these measures.
+    """
+    names: list[str] = []
+    layer = 2 if site == "vo_mlp" else 1
+    of_arm = table[table["arm"] == arm]
+    while (name := f"{NAME}/{state}/{site}/{size:g}/layer_{layer}/tv") in table and (
+        not names or of_arm[name].notna().any()
+    ):
+        names.append(name)
+        layer += 1
+    require(len(names) > 1, "layers measured", len(names), f"{NAME}/{state}/{site}/{size:g}/...")
+    return np.stack([values(table, arm, name) for name in names], -1)
+
+
+def diverged(table: pd.DataFrame, arms: Sequence[str]) -> str:
+    """Why a regime has no state to measure, or nothing."""
+    runs = table[table["arm"].isin(arms)]
+    lost = int(runs["diverged"].sum())
+    return f"{lost} of {len(runs)} runs diverged: there is no state to measure" if lost else ""
+
+
+@dataclass(frozen=True)
+class Amplified:
+    """Attention differs more in the last layer than in the first: R = ln(D_L / D_1), per regime.
+
+    D is the total variation between attention rows that a change of `size` at `site` makes in a
+    `state`. One family: all regimes. Gate: from the smallest size on D must be proportional to the
+    size, in the first and the last layer: the 90 % interval of its exponent must lie within
+    1 +- `gate`. A regime that fails it is inconclusive.
+    """
+
+    says: str
+    of: Sequence[str]
+    state: str
+    site: str = "all"
+    size: float = 1e-4
+    smallest_effect: float = math.log(2)
+    gate: float = 0.1
+    source: str = ""
+    unit: str = "ln(D_L/D_1)"
+
+    def arms(self) -> set[str]:
+        return set(self.of)
+
+    def within(self, arms: set[str]) -> "Amplified | None":
+        kept = [arm for arm in self.of if arm in arms]
+        return replace(self, of=kept) if kept else None
+
+    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
+        lost = {arm: reason for arm in self.of if (reason := diverged(table, [arm]))}
+        growth = {arm: self.growth(table, arm) for arm in self.of if arm not in lost}
+        p = {arm: float(sign_flip_p(effect_N, rng)) for arm, effect_N in growth.items()}
+        # What diverged stays in the family: its size was declared.
+        adjusted = holm([*p.values(), *(1.0 for _ in lost)])
+        found = {}
+        for (arm, effect_N), holm_p in zip(growth.items(), adjusted, strict=False):
+            one = finding(
+                judged(effect_N, self.smallest_effect, "greater", p[arm], holm_p, len(self.of))
+            )
+            bent = self.bent(table, arm)
+            if bent and one.verdict in (SUPPORTED, REFUTED):
+                one = replace(one, verdict=INCONCLUSIVE, note=bent)
+            found[arm] = one
+        return found | {arm: unjudged(INCONCLUSIVE, reason) for arm, reason in lost.items()}
+
+    def ends(self, table: pd.DataFrame, arm: str, size: float) -> np.ndarray:
+        """ln D in the first and the last layer, by seed: (N, 2)."""
+        curve_NL = curve(table, arm, self.state, self.site, size)
+        return np.log(curve_NL[:, [0, -1]].clip(min=TINY))
+
+    def growth(self, table: pd.DataFrame, arm: str) -> np.ndarray:
+        ends_N2 = self.ends(table, arm, self.size)
+        return ends_N2[:, 1] - ends_N2[:, 0]
+
+    def bent(self, table: pd.DataFrame, arm: str) -> str:
+        """Why the change is not small, or nothing."""
+        rise_N2 = self.ends(table, arm, self.size) - self.ends(table, arm, SIZES[0])
+        slope_2N = rise_N2.T / math.log(self.size / SIZES[0])
+        low_2, high_2 = t_interval(slope_2N, 0.9)
+        if (low_2 > 1 - self.gate).all() and (high_2 < 1 + self.gate).all():  # type: ignore[union-attr,operator]
+            return ""
+        first, last = slope_2N.mean(1)
+        return (
+            f"gate: D is not proportional to the size of the change; it grows as its power "
+            f"{first:.2f} in the first layer and {last:.2f} in the last"
+        )
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """D grows exponentially over layers: better than constant, linear and by a power, per regime.
+
+    A regime is a name and its arms (one per depth), in all of which the exponential must predict
+    ln D of a seed from the others better than every rival, by `smallest_effect` in mean squared
+    error. Points count below saturation; with fewer than three in a seed there is no verdict. p is
+    the largest of a regime's, adjusted over regimes; the estimate is the smallest.
+    """
+
+    says: str
+    of: Mapping[str, Sequence[str]]
+    state: str
+    site: str = "all"
+    size: float = 1e-4
+    smallest_effect: float = 0.01
+    source: str = ""
+    unit: str = "less squared error of ln D"
+
+    def arms(self) -> set[str]:
+        return {arm for arms in self.of.values() for arm in arms}
+
+    def within(self, arms: set[str]) -> "Exponential | None":
+        kept = {name: needed for name, needed in self.of.items() if set(needed) <= arms}
+        return replace(self, of=kept) if kept else None
+
+    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
+        lost, leads = {}, {}
+        for name, arms in self.of.items():
+            reason = diverged(table, arms) or self.saturated(table, arms)
+            if reason:
+                lost[name] = unjudged(INCONCLUSIVE, reason)
+            else:
+                leads[name] = self.leads(table, arms)
+        p = [
+            max(float(sign_flip_p(lead_N, rng)) for lead_N in one.values())
+            for one in leads.values()
+        ]
+        adjusted = holm([*p, *(1.0 for _ in lost)])
+        found = {
+            name: self.found(one, float(holm_p))
+            for (name, one), holm_p in zip(leads.items(), adjusted, strict=False)
+        }
+        return found | lost
+
+    def curves(self, table: pd.DataFrame, arm: str) -> tuple[np.ndarray, np.ndarray]:
+        """D by seed and layer, and which points count."""
+        curve_NL = curve(table, arm, self.state, self.site, self.size)
+        return curve_NL, (curve_NL < SATURATED) & (curve_NL > TINY)
+
+    def saturated(self, table: pd.DataFrame, arms: Sequence[str]) -> str:
+        fewest = min(int(self.curves(table, arm)[1].sum(1).min()) for arm in arms)
+        return f"a seed has {fewest} layers below saturation: 3 are needed" if fewest < 3 else ""
+
+    def leads(self, table: pd.DataFrame, arms: Sequence[str]) -> dict[str, np.ndarray]:
+        """By how much the exponential predicts better, by seed, over each rival in each arm."""
+        leads = {}
+        for arm in arms:
+            curve_NL, use_NL = self.curves(table, arm)
+            score_N = growth_scores(curve_NL.clip(min=TINY), use_NL)
+            for rival in RIVALS:
+                leads[f"{rival}, {arm}"] = score_N["exponential"] - score_N[rival]
+        return leads
+
+    def found(self, leads: Mapping[str, np.ndarray], p: float) -> Finding:
+        level = simultaneous_level(len(self.of) * len(leads))
+        intervals = {name: t_interval(lead_N, level) for name, lead_N in leads.items()}
+        verdicts = {
+            str(judge_greater(leads[name].mean(), interval, p, self.smallest_effect))
+            for name, interval in intervals.items()
+        }
+        verdict = SUPPORTED if verdicts == {SUPPORTED} else INCONCLUSIVE
+        verdict = REFUTED if REFUTED in verdicts else verdict
+        closest = min(leads, key=lambda name: leads[name].mean())
+        size = leads[closest].size
+        if too_few(size, len(self.of)):
+            verdict = NO_VERDICT
+        ends: Interval = intervals[closest]
+        return Finding(
+            verdict, float(leads[closest].mean()), (float(ends.low), float(ends.high)), level, p,
+            size, self.smallest_effect, f"closest rival: {closest}",
+        )  # fmt: skip
