@@ -18,7 +18,7 @@ from prismatic.studies.benefit import (
     swap_costs,
 )
 from prismatic.training import views_apart
-from prismatic.training.adaptation import DomainRouting, Twins, mutual_information
+from prismatic.training.adaptation import DomainRouting, Twins
 
 from ..tiny import fit, text_data, tiny
 from .protocols import declared
@@ -145,14 +145,14 @@ def test_probes_log_what_their_functions_measure(tmp_path):
     fresh = Twins(fit(tmp_path / "twin", *two_domains_again(tmp_path), *STRONG, still())[0].model)
     with torch.no_grad():
         for gates in (None, fresh):
-            table = DomainRouting(2, 4, torch.device("cpu"))
+            table = DomainRouting(model.depth, 2, 4, torch.device("cpu"))
             if gates:
                 gates.begin(model)
             model(held_out.tokens_BT)
             table.update(gates.routing if gates else model.routing, held_out.domain_B)
             if gates:
                 gates.end()
-            tables.append(mutual_information(table.total_DE))
+            tables.append(float(table.information().mean()))
     assert logged["adaptation/information"] == pytest.approx(tables[0], abs=1e-5)
     assert logged["adaptation/twin"] == pytest.approx(tables[1], abs=1e-5)
     gain = logged["adaptation/information"] - logged["adaptation/twin"]
