@@ -112,9 +112,9 @@ class Server:
         self.connection = connection
         self.trials: dict[int, Trial] = {}  # by process, which leads its group
         self.closing = False
-        self.awake, waker = os.pipe()
-        os.set_blocking(self.awake, False)
-        os.set_blocking(waker, False)
+        self.pipe = self.awake, waker = os.pipe()
+        for fd in self.pipe:
+            os.set_blocking(fd, False)
         signal.set_wakeup_fd(waker)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self.close)
@@ -160,7 +160,8 @@ class Server:
 
     def leave(self) -> None:
         """In a new trial's process: become an ordinary python."""
-        for fd in (self.awake, signal.set_wakeup_fd(-1)):
+        signal.set_wakeup_fd(-1)  # a library may have done so already, when it saw the fork
+        for fd in self.pipe:
             os.close(fd)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
