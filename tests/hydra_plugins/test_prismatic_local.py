@@ -299,8 +299,7 @@ def test_a_lost_server_fails_its_trials_and_is_replaced(launcher, app):
 def test_a_library_may_reset_signals_when_it_sees_a_fork(launcher, app, monkeypatch):
     """As uvloop does, which MLflow's server brings along."""
     (app.parent / "resetting.py").write_text(
-        "import os, signal\n"
-        "os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))\n"
+        "import os, signal\nos.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))\n"
     )
     monkeypatch.syspath_prepend(app.parent)
     made = launcher(preload=["resetting"])
