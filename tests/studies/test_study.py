@@ -15,20 +15,10 @@ import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from prismatic.tracking.store import connect
-
 from ..tiny import ROOT
 from .toys import CONF
 
 TOY = ["--config-dir", str(CONF), "study=toy"]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """MLflow's database as it is at first: making one takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

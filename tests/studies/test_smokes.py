@@ -1,0 +1,24 @@
+"""Every study runs from its command to its report, and its smoke tier gives no verdict."""
+
+import json
+import shutil
+
+import pytest
+
+from ..tiny import ROOT
+
+NAMES = sorted({path.stem for path in (ROOT / "conf" / "study").glob("*.yaml")} - {"summary"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_at_its_smoke_tier(script, tmp_path, empty_store, name):
+    (tmp_path / "outputs").mkdir()
+    shutil.copy(empty_store, tmp_path / "outputs" / "mlflow.db")
+    done = script("study", f"study={name}", "tier=smoke")
+    assert done.status == 0, done.err
+    [folder] = (tmp_path / "outputs" / "studies" / name).glob("smoke-*")
+    result = json.loads((folder / "verdict.json").read_text())
+    assert result["verdict"] == "no verdict"
+    assert result["claims"] and result["question"].endswith("?")
+    assert "No picture" not in (folder / "report.md").read_text()
+    assert len(list(folder.glob("*.png"))) >= len(result["claims"])
