@@ -64,3 +64,4 @@ def summarise_seeds(
     log.info(f"run folder:   {run_dir}\nall means:    {run_dir / METRICS}")
     if logger is not None:
         logger.set_tags({"run_dir": run_dir})  # each seed has set its own
+        log.info(logger.unsent or f"browse:       make ui, or {logger.url()}")
