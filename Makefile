@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-STUDIES := $(filter-out summary,$(basename $(notdir $(wildcard conf/study/*.yaml))))
 
 .PHONY: help env train test test-slow lint studies ui lock clean
 
@@ -34,7 +33,7 @@ lint: env ## ruff and mypy
 	$(RUN) -m mypy
 
 studies: env ## all studies (TIER=smoke: do they run? cpu: about an hour; gpu) and their summary
-	for study in $(STUDIES); do $(RUN) src/study.py study=$$study tier=$(or $(TIER),cpu) || exit; done
+	$(RUN) src/study.py -m 'study=glob(*,exclude=summary)' tier=$(or $(TIER),cpu)
 	$(RUN) src/study.py study=summary
 
 ui: env ## MLflow's UI on this store, http://127.0.0.1:5000

@@ -19,7 +19,7 @@ from prismatic.report.missing import NothingToDrawError
 from prismatic.report.study import Effect, draw_dots, draw_forest
 from prismatic.report.style import png
 
-from .claims import ASSAY, Claim, Contrast, Finding
+from .claims import ASSAY, Claim, Contrast, Finding, UnjudgeableError
 from .runner import plain
 from .spec import Study
 from .verdict import Judgement, overall
@@ -131,7 +131,7 @@ def draw(study: Study, judged: Judgement, runs: pd.DataFrame, folder: Path) -> l
     for name, special in study.figures.items():
         try:
             figure = special.draw(runs, findings)
-        except NothingToDrawError as reason:
+        except (NothingToDrawError, UnjudgeableError) as reason:
             drawn.append((name, name, f"No picture of {name}: {reason}", None))
             continue
         drawn.append((name, name, special.caption, figure))
