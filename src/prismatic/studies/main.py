@@ -119,7 +119,9 @@ class StudyRun:
         files = writing.write(study, facts, judged, runs, folder)
         parent.conclude(judged, files)
         rows = writing.finding_rows(study.claims, judged.claims)
-        writing.print_table(pd.DataFrame(rows, columns=list(writing.HEAD)).drop(columns="note"))
+        shown = pd.DataFrame(rows, columns=list(writing.HEAD)).drop(columns="note")
+        shown["claim"] = shown["claim"].mask(shown["claim"].duplicated(), "")
+        writing.print_table(shown)
         for control in judged.failed:
             print(f"control failed: {control}")
         print(f"verdict: {writing.verdict_of(judged)}\nreport:  {folder / writing.HTML}")
