@@ -66,7 +66,8 @@ def test_a_point_of_a_plain_sweep_is_what_was_typed(tmp_path):
 
 
 @pytest.mark.parametrize(("n_jobs", "threads"), [(1, None), (2, max(1, cores() // 2))])
-def test_as_many_threads_as_in_the_sweep(tmp_path, n_jobs, threads):
+def test_as_many_threads_as_in_the_sweep(tmp_path, monkeypatch, n_jobs, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     trial(tmp_path, ["seed=3"], n_jobs)
     begins = f"OMP_NUM_THREADS={threads} " if threads else ""
     command = rerun.command_of(tmp_path / "7").removesuffix(" src/train.py seed=3")

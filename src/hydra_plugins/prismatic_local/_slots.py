@@ -10,7 +10,7 @@ DISTRIBUTED = re.compile(
     r"RANK|(LOCAL|NODE|GROUP|ROLE)_RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|(MASTER|TORCHELASTIC)_\w+"
     r"|SLURM_(NTASKS\w*|NPROCS|PROCID|LOCALID|NODEID)"
 )
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE, OPENMP = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
 def refuse_ranks(environment: Mapping[str, str]) -> None:
@@ -56,11 +56,13 @@ def shared_out(gpus: Sequence[str], n_jobs: int, gpus_per_job: int) -> list[list
 
 
 def omp_threads(n_jobs: int, threads: int | None) -> int | None:
-    """The OpenMP threads of a trial, or None.
+    """The OpenMP threads of a trial, or None, which leaves it to the environment.
 
-    A single slot has all cores anyway: without a number of threads, ddp shares them among ranks.
+    What a user has set there holds: several sweeps may share a machine. A single slot has all cores
+    anyway: without a number of threads, ddp shares them among ranks.
     """
-    return threads or (max(1, cores() // n_jobs) if n_jobs > 1 else None)
+    shared = n_jobs > 1 and OPENMP not in os.environ
+    return threads or (max(1, cores() // n_jobs) if shared else None)
 
 
 def slots(
@@ -70,7 +72,7 @@ def slots(
     variables = {"PYTHONUNBUFFERED": "1"}
     own = omp_threads(n_jobs, threads)
     if own:
-        variables["OMP_NUM_THREADS"] = str(own)
+        variables[OPENMP] = str(own)
     if not gpus:
         return [dict(variables) for _ in range(n_jobs)]
     owned = shared_out(gpus, n_jobs, gpus_per_job)
