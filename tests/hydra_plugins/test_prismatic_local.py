@@ -393,18 +393,18 @@ def test_cores_and_gpus_are_shared_out(monkeypatch, tmp_path):
     assert _slots.shared_out("abcd", 2, 2) == [["a", "b"], ["c", "d"]]
     assert _slots.shared_out("ab", 3, 1) == [["a"], ["b"], ["a"]]
     assert _slots.slots(2, 1, 0, ["0"])[1]["CUDA_VISIBLE_DEVICES"] == ""
-
-
-def test_threads_that_a_user_has_set_are_kept(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert "OMP_NUM_THREADS" not in _slots.slots(2, None, 1, [])[0]  # a trial inherits it
-    assert _slots.slots(2, 3, 1, [])[0]["OMP_NUM_THREADS"] == "3"
     with pytest.raises(ValueError, match=r"gpus_per_job=2 is not valid: 1 visible"):
         _slots.shared_out("a", 1, 2)
     for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     assert _slots.visible_gpus({}, tmp_path) == ["0", "1"]
     assert _slots.visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path) == []
+
+
+def test_threads_that_a_user_has_set_are_kept(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert "OMP_NUM_THREADS" not in _slots.slots(2, None, 1, [])[0]  # a trial inherits it
+    assert _slots.slots(2, 3, 1, [])[0]["OMP_NUM_THREADS"] == "3"
 
 
 def test_the_plugin_is_light():

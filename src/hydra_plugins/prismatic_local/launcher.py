@@ -57,8 +57,9 @@ class LocalLauncher(Launcher):
     - `inline`: in this process, one after another, for a debugger.
 
     Each process of a trial has `threads` OpenMP threads (null: OMP_NUM_THREADS of the environment,
-    or else the cores shared out among trials), and a trial, where there are CUDA devices, `gpus_per_job` of them, its slot's own unless there
-    are too few (0: none). It is ended after `timeout` seconds, if given.
+    or else the cores shared out among trials). A trial has, where there are CUDA devices,
+    `gpus_per_job` of them, its slot's own unless there are too few (0: none). It is ended after
+    `timeout` seconds, if given.
 
     A trial is a plain run (`hydra.mode=RUN`) with `hydra.job.num` and `hydra.job.id` set, in the
     folder `hydra.sweep.dir`/`hydra.sweep.subdir`; what it prints is in `trial.log` there, and what
