@@ -20,5 +20,4 @@ def test_a_study_at_its_smoke_tier(script, tmp_path, empty_store, name):
     result = json.loads((folder / "verdict.json").read_text())
     assert result["verdict"] == "no verdict"
     assert result["claims"] and result["question"].endswith("?")
-    assert "No picture" not in (folder / "report.md").read_text()
     assert len(list(folder.glob("*.png"))) >= len(result["claims"])
