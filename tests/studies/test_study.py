@@ -138,6 +138,7 @@ def test_a_study_that_runs_elsewhere_is_left_alone(study):
         ("tier=big", "tier='big' is not valid: choose one of smoke, cpu, gpu"),
         ("tier=gpu", "tier='gpu' is not valid: choose one of smoke, cpu"),
         ("+seed=3", "there is no key seed"),
+        ("pilot=1", "pilot=1 is not valid: give a number of seeds >= 2"),
         ("executor=process", "executor='process' is not valid: choose one of fork, inline"),
     ],
 )

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from prismatic.cli import explain
 from prismatic.files import write_text
 from prismatic.paths import ROOT
-from prismatic.perturb import one_of
+from prismatic.perturb import one_of, require
 from prismatic.provenance import provenance
 from prismatic.sweeps.rerun import text
 
@@ -62,6 +62,8 @@ class StudyRun:
         Raises `ValueError` while another process runs the same study.
         """
         one_of("tier", config.tier, TIERS)
+        enough = isinstance(config.pilot, int) and (config.pilot == 0 or config.pilot >= 2)
+        require(enough, "pilot", config.pilot, "give a number of seeds >= 2, or 0 for none")
         study, tier = self.study, self.study.tier(config.tier)
         known = digest(config.study, config.tier)
         first, count = (PILOT, config.pilot) if config.pilot else (tier.first, tier.seeds)
