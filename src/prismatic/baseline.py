@@ -30,9 +30,8 @@ BOUND = "constraint:"  # how the columns of distances beyond bounds begin
 def command(sweep: Sweep, total: int, folder: Path) -> list[str]:
     """The sweep's own command with another sampler and nothing asked first."""
     options = sweep.config.hydra.sweeper.get("sampler_options") or {}
-    as_written: Any = OmegaConf.to_container(
-        sweep.config
-    )  # the twins' folder may follow the sweep's
+    # The twins' folder may follow the sweep's.
+    as_written: Any = OmegaConf.to_container(sweep.config)
     twin = as_written["twin"]
     kept = [f"twin={twin.replace(OWN, str(sweep.folder))}"] if twin else []
     return [
@@ -50,9 +49,7 @@ def read_trials(sweep: Sweep, folder: Path) -> Trials:
     with (folder / "trials.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["state"] != "LOST"]
     values = [[float(row[name] or "nan") for name in sweep.objectives] for row in rows]
-    bounds = [
-        [float(v or 0) for k, v in row.items() if k.startswith("constraint:")] for row in rows
-    ]
+    bounds = [[float(v or 0) for k, v in row.items() if k.startswith(BOUND)] for row in rows]
     return Trials(
         objectives=tuple(sweep.objectives),
         maximise_M=np.array(sweep.signs) > 0,
