@@ -46,11 +46,13 @@ def test_the_router_example_runs():
 
 
 def test_the_study_example_is_a_study(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    made = build(OmegaConf.create(example)).study
-    for tier in made.tiers.values():
-        for one in jobs(made, tier, range(1)):
-            composed(*one.overrides)
+    example, factorial = map(OmegaConf.create, re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL))
+    for node in (example, OmegaConf.merge(example, factorial)):
+        made = build(node).study
+        for tier in made.tiers.values():
+            for one in jobs(made, tier, range(1)):
+                composed(*one.overrides)
+    assert {"attractive, scale 0.8", "repulsive, scale 0.8"} < set(made.claims["better"].contrasts)
     assert set(re.findall(r"^\| `(\w+)` \| [^`]*\? \|", TEXT, re.MULTILINE)) | {"summary"} == {
         path.stem for path in (ROOT / "conf" / "study").glob("*.yaml")
     }

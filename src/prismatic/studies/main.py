@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -23,6 +24,7 @@ from prismatic.sweeps.rerun import text
 
 from . import runner, writing
 from .claims import Contrast
+from .design import written_out
 from .parent import Parent
 from .spec import PILOT, TIERS, Study, Tier, digest
 from .verdict import judge
@@ -38,23 +40,25 @@ def main(config: DictConfig) -> None:
 
 
 def build(node: DictConfig) -> "StudyRun":
-    """The object that a study's YAML describes.
+    """The object that a study's YAML describes; that of the summary has no tiers.
 
     Probes are built by the runs: here they become overrides of them.
     """
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    probes = plain.pop("probes", None) or {}
-    made = instantiate(plain)
+    plain: Any = OmegaConf.to_container(node, resolve=True)
+    if "tiers" not in plain:
+        return instantiate(plain)
+    whole = written_out(plain)
+    made = instantiate({key: value for key, value in whole.items() if key != "probes"})
+    probes = whole.get("probes") or {}
     given = [f"++callbacks.{name}={text(probe)}" for name, probe in probes.items()]
-    return StudyRun(made, given) if isinstance(made, Study) else made
+    return StudyRun(made, whole, given)
 
 
 class StudyRun:
-    """A study and what all of its runs carry beside their own overrides."""
+    """A study, the YAML it was built of, and what its runs carry beside their own overrides."""
 
-    def __init__(self, study: Study, probes: Sequence[str] = ()) -> None:
-        self.study, self.probes = study, list(probes)
+    def __init__(self, study: Study, node: Mapping[str, Any], probes: Sequence[str] = ()) -> None:
+        self.study, self.node, self.probes = study, node, list(probes)
 
     def run(self, config: DictConfig) -> None:
         """To the verdict; with `pilot`, to the spread of effects over pilot seeds.
@@ -65,7 +69,7 @@ class StudyRun:
         enough = isinstance(config.pilot, int) and (config.pilot == 0 or config.pilot >= 2)
         require(enough, "pilot", config.pilot, "give a number of seeds >= 2, or 0 for none")
         study, tier = self.study, self.study.tier(config.tier)
-        known = digest(config.study, config.tier)
+        known = digest(self.node, config.tier)
         first, count = (PILOT, config.pilot) if config.pilot else (tier.first, tier.seeds)
         seeds = range(first, first + count)
         kind = f"{config.tier}-pilot" if config.pilot else config.tier

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import pandas as pd
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
 
 from prismatic.perturb import one_of, require
 
@@ -123,10 +122,8 @@ def answerable(claims: Mapping[str, Claim], arms: set[str]) -> dict[str, Claim]:
     return {name: claim for name, claim in cut.items() if claim and claim.arms() <= arms}
 
 
-def digest(node: DictConfig, tier: str) -> str:
+def digest(node: Mapping[str, Any], tier: str) -> str:
     """What a study at a tier is known by: all of its YAML but for other tiers and for figures."""
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    kept = {k: v for k, v in plain.items() if k not in ("figures", "tiers")}
-    text = json.dumps([kept, plain["tiers"][tier]], sort_keys=True)
+    kept = {k: v for k, v in node.items() if k not in ("figures", "tiers")}
+    text = json.dumps([kept, node["tiers"][tier]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
