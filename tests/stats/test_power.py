@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from prismatic.stats import paired_power, smallest_detectable_effect, verdict_rates
+from prismatic.stats import (
+    equivalence_power,
+    paired_power,
+    smallest_detectable_effect,
+    smallest_equivalence_margin,
+    verdict_rates,
+)
 
 
 def rng() -> np.random.Generator:
@@ -65,6 +71,22 @@ def test_in_a_large_family_only_seeds_of_one_sign_support_a_claim():
 def test_five_seeds_promise_no_verdict():
     rates = verdict_rates(5, 5.0, 1.0, 1.0, rng(), studies=10)
     assert rates == {"supported": 0, "refuted": 0, "inconclusive": 0, "no verdict": 1}
+
+
+@pytest.mark.parametrize(("n", "margin", "claims"), [(6, 1.2, 1), (10, 1.0, 1), (12, 1.5, 8)])
+def test_simulated_equivalence_has_the_power_that_is_computed(n, margin, claims):
+    rates = verdict_rates(n, 0.0, 1.0, margin, rng(), "no difference", claims, studies=20_000)
+    assert rates["supported"] == pytest.approx(
+        equivalence_power(n, margin, 1.0, 0.05 / claims), abs=0.015
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 60), st.floats(0.2, 0.95), st.floats(0.1, 10))
+def test_the_margin_is_the_inverse_of_the_power_of_equivalence(n, power, sd):
+    margin = smallest_equivalence_margin(n, sd, power)
+    assert equivalence_power(n, margin, sd) == pytest.approx(power, abs=1e-5)
+    assert equivalence_power(n, 1.5 * margin, sd) > power
 
 
 def test_power_far_out_is_one():

@@ -8,6 +8,7 @@ import pytest
 
 from prismatic.report.missing import NothingToDrawError
 from prismatic.report.style import png
+from prismatic.stats import paired_power
 from prismatic.studies import UnjudgeableError
 from prismatic.studies.amplification import Amplified, Exponential
 from prismatic.studies.amplification_pictures import ExponentOverGain, Growth
@@ -105,7 +106,7 @@ def test_only_an_exponential_is_called_one():
         "constant": "refuted", "linear": "refuted", "power": "refuted", "exponential": "supported",
     }  # fmt: skip
     assert "power" in found["power"].note
-    assert found["exponential"].level == pytest.approx(1 - 0.05 / 12)
+    assert found["exponential"].level == pytest.approx(1 - 0.05 / 16)
 
 
 def test_it_must_be_exponential_with_every_depth():
@@ -113,6 +114,31 @@ def test_it_must_be_exponential_with_every_depth():
     both = {"deep": deep, "shallow": LAWS["exponential"], "bent": LAWS["power"]}
     claim = Exponential("x", {"a": ["shallow", "deep"], "b": ["bent", "deep"]}, "init")
     assert judge(claim, table(both)) == {"a": "supported", "b": "refuted"}
+
+
+def test_what_shrinks_exponentially_does_not_grow():
+    runs = table({"falls": 1e-2 * np.exp(-0.4 * LAYERS)})
+    found = Exponential("x", {"falls": ["falls"]}, "init").judge(runs, rng())["falls"]
+    assert found.verdict == "refuted" and found.note == "weakest: growth, falls"
+    assert found.estimate == pytest.approx(-0.4 * 7, abs=0.05)
+
+
+def test_an_exponential_is_judged_of_small_changes_alone():
+    """The gate is of the layers that count: a last layer that saturates is not small, either."""
+    exponential = {"exponential": LAWS["exponential"]}
+    claim = Exponential("x", {"exponential": ["exponential"]}, "init")
+    found = claim.judge(table(exponential, power=0.8), rng())["exponential"]
+    assert found.verdict == "inconclusive" and "0.80 in the last that counts" in found.note
+    saturates = table({"exponential": 1e-3 * np.exp(0.9 * LAYERS)})
+    last = "amplification/init/all/1e-06/layer_8/tv"
+    saturates[last] = saturates["amplification/init/all/0.0001/layer_8/tv"]
+    assert judge(claim, saturates) == {"exponential": "supported"}
+
+
+def test_power_is_of_a_family_of_regimes():
+    power = Amplified("it grows", ARMS, "init", pilot_sd=0.3).power(10)
+    assert power.effects == 3 and power.unit == "ln(D_L/D_1)"
+    assert power.power == paired_power(10, 2 * math.log(2), 0.3, 0.05 / 3)
 
 
 def test_saturated_points_do_not_count():

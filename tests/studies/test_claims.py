@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prismatic.stats import family_verdicts
-from prismatic.studies import Contrast, UnjudgeableError, values
+from prismatic.stats import clopper_pearson, equivalence_power, family_verdicts
+from prismatic.studies import Contrast, Frequency, UnjudgeableError, values
 
 SEEDS = 8
 
@@ -88,12 +88,47 @@ def test_a_tier_leaves_out_effects_whose_arms_it_lacks():
 
 def test_power_is_in_the_units_of_what_is_known():
     unknown, known = contrast(), contrast(pilot_sd=0.1, unit="nats")
-    assert unknown.power(10)["unit"] == "standard deviations"
-    assert "power" not in unknown.power(10)
-    assert known.power(10)["smallest_found"] == pytest.approx(
-        0.1 * unknown.power(10)["smallest_found"]
+    assert unknown.power(10).unit == "standard deviations" and unknown.power(10).power is None
+    assert known.power(10).smallest == pytest.approx(0.1 * unknown.power(10).smallest)
+    assert 0.99 < known.power(10).power <= 1  # two standard deviations, ten seeds
+
+
+def test_power_of_no_difference_is_that_of_showing_it():
+    two = {"one": {"a": 1, "b": -1}, "two": {"a": 1, "c": -1}}
+    claim = contrast(two, kind="no difference", pilot_sd=0.1)
+    assert claim.power(10).power == equivalence_power(10, 0.1, 0.1, 0.05 / 2)
+    exact = contrast(
+        two, kind="no difference", pilot_sd=0.1, smallest_effect=claim.power(10).smallest
     )
-    assert 0.99 < known.power(10)["power"] <= 1  # two standard deviations, ten seeds
+    assert exact.power(10).power == pytest.approx(0.8)
+
+
+def happens(shares, runs=20, **options):
+    """How `Frequency` judges arms in which so many of 20 runs have it."""
+    columns = {arm: np.arange(runs) < count for arm, count in shares.items()}
+    groups = {"all": list(shares)} | {arm: [arm] for arm in shares}
+    given = {"above": 0.1, "smallest_effect": 0.1, "groups": groups}
+    claim = Frequency("it happens", "m", **given | options)
+    found = claim.judge(table(**{k: v.astype(float) for k, v in columns.items()}), None)
+    return claim, found
+
+
+def test_a_frequency_is_judged_by_exact_intervals():
+    _, found = happens({"never": 0, "often": 19})
+    assert found["often"].verdict == "supported" and found["often"].estimate == 0.85
+    assert found["never"].verdict == "inconclusive"  # 20 runs do not exclude a fifth
+    low, high = clopper_pearson(0, 20, 1 - 0.05 / 3)
+    assert found["never"].interval == pytest.approx((low - 0.1, high - 0.1))
+    assert found["all"].n == 40 and found["all"].verdict == "supported"
+    assert happens({"never": 0}, runs=200)[1]["never"].verdict == "refuted"
+
+
+def test_a_frequency_of_a_tier_counts_the_arms_it_has():
+    claim, _ = happens({"a": 1, "b": 2})
+    assert claim.within({"a"}).groups == {"all": ["a"], "a": ["a"]}
+    assert claim.within({"c"}) is None and claim.arms() == {"a", "b"}
+    with pytest.raises(ValueError, match=r"above=1\.5 is not valid"):
+        happens({"a": 1}, above=1.5)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,13 @@ from .intervals import (
     simultaneous_level,
     t_interval,
 )
-from .power import paired_power, smallest_detectable_effect, verdict_rates
+from .power import (
+    equivalence_power,
+    paired_power,
+    smallest_detectable_effect,
+    smallest_equivalence_margin,
+    verdict_rates,
+)
 from .spectra import (
     Periodicity,
     WalshTest,
@@ -61,6 +67,7 @@ __all__ = [
     "clopper_pearson",
     "conditional_entropy",
     "equivalence_p",
+    "equivalence_power",
     "family_verdicts",
     "fisher_g_test",
     "fit_ar1",
@@ -80,6 +87,7 @@ __all__ = [
     "simultaneous_intervals",
     "simultaneous_level",
     "smallest_detectable_effect",
+    "smallest_equivalence_margin",
     "smallest_p",
     "t_interval",
     "verdict_rates",

@@ -42,6 +42,44 @@ def smallest_detectable_effect(
     return float(units) * sd
 
 
+def equivalence_power(n: int, margin: float, sd: float, alpha: float = ALPHA) -> float:
+    """Probability that two one-sided tests on `n` seeds show a difference of 0 to be within margin.
+
+    That is, that the interval at level 1 - 2 alpha lies within +-`margin`; it is averaged over the
+    deviation that a sample happens to have. For a family of C claims pass alpha / C. Source:
+    Phillips, Power of the two one-sided tests procedure, 1990.
+
+    >>> round(equivalence_power(n=10, margin=1.0, sd=1.0), 3)
+    0.795
+    """
+    check_design(n, sd)
+    share("alpha", alpha)
+    require(margin > 0, "margin", margin, "give a number > 0")
+    edge, reach = stats.t.isf(alpha, n - 1), margin / sd * np.sqrt(n)
+    # A sample with a larger deviation has too long an interval, or hardly exists.
+    most = min((n - 1) * (reach / edge) ** 2, stats.chi2.isf(1e-12, n - 1))
+
+    def within(spread: float) -> float:
+        return 2 * stats.norm.cdf(reach - edge * np.sqrt(spread / (n - 1))) - 1
+
+    return float(stats.chi2.expect(within, args=(n - 1,), lb=0, ub=most))
+
+
+def smallest_equivalence_margin(
+    n: int, sd: float, power: float = 0.8, alpha: float = ALPHA
+) -> float:
+    """The margin within which a difference of 0 is shown to be on `n` seeds with `power`.
+
+    >>> round(smallest_equivalence_margin(n=10, sd=0.01), 4)
+    0.01
+    """
+    check_design(n, sd)
+    require(0 < power < 1, "power", power, "give a number between 0 and 1")
+    most = (stats.t.isf(alpha, n - 1) + 10) * 10
+    units = optimize.brentq(lambda m: equivalence_power(n, m, 1.0, alpha) - power, 1e-6, most)
+    return float(units) * sd
+
+
 def verdict_rates(
     n: int,
     effect: float,

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from scipy.stats import linregress
 
 from prismatic.models import Transformer
 from prismatic.perturb import require
@@ -34,7 +35,7 @@ from prismatic.stats.verdicts import (
     too_few,
 )
 
-from .claims import Finding, finding, unjudged, values
+from .claims import Finding, Power, finding, paired_design, unjudged, values
 from .propagation import SITES, apart, changed_weights, exponent, exponent_of, sharpness, trace
 
 NAME = "amplification"
@@ -134,6 +135,24 @@ def diverged(table: pd.DataFrame, arms: Sequence[str]) -> str:
     return f"{lost} of {len(runs)} runs diverged: there is no state to measure" if lost else ""
 
 
+def bent(small_N2: np.ndarray, large_N2: np.ndarray, ratio: float, gate: float) -> str:
+    """Why D is not proportional to the size of a change, or nothing.
+
+    Both are D by seed in the first and the last layer that count, for a change and for one `ratio`
+    times as large: the 90 % interval of the exponent must lie within 1 +- `gate` in both layers.
+    """
+    rise_N2 = np.log(large_N2.clip(min=TINY)) - np.log(small_N2.clip(min=TINY))
+    exponent_2N = rise_N2.T / math.log(ratio)
+    low_2, high_2 = t_interval(exponent_2N, 0.9)
+    if (low_2 > 1 - gate).all() and (high_2 < 1 + gate).all():  # type: ignore[union-attr,operator]
+        return ""
+    first, last = exponent_2N.mean(1)
+    return (
+        f"gate: D is not proportional to the size of the change; it grows as its power "
+        f"{first:.2f} in the first layer and {last:.2f} in the last that counts"
+    )
+
+
 @dataclass(frozen=True)
 class Amplified:
     """Attention differs more in the last layer than in the first: R = ln(D_L / D_1), per regime.
@@ -153,6 +172,7 @@ class Amplified:
     gate: float = 0.1
     source: str = ""
     unit: str = "ln(D_L/D_1)"
+    pilot_sd: float | None = None
 
     def arms(self) -> set[str]:
         return set(self.of)
@@ -163,7 +183,7 @@ class Amplified:
 
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
         lost = {arm: reason for arm in self.of if (reason := diverged(table, [arm]))}
-        growth = {arm: self.growth(table, arm) for arm in self.of if arm not in lost}
+        growth = self.effects(table)
         p = {arm: float(sign_flip_p(effect_N, rng)) for arm, effect_N in growth.items()}
         # What diverged stays in the family: its size was declared.
         adjusted = holm([*p.values(), *(1.0 for _ in lost)])
@@ -172,43 +192,50 @@ class Amplified:
             one = finding(
                 judged(effect_N, self.smallest_effect, "greater", p[arm], holm_p, len(self.of))
             )
-            bent = self.bent(table, arm)
-            if bent and one.verdict in (SUPPORTED, REFUTED):
-                one = replace(one, verdict=INCONCLUSIVE, note=bent)
+            small_N2, large_N2 = (self.ends(table, arm, size) for size in (SIZES[0], self.size))
+            reason = bent(small_N2, large_N2, self.size / SIZES[0], self.gate)
+            if reason and one.verdict in (SUPPORTED, REFUTED):
+                one = replace(one, verdict=INCONCLUSIVE, note=reason)
             found[arm] = one
         return found | {arm: unjudged(INCONCLUSIVE, reason) for arm, reason in lost.items()}
 
     def ends(self, table: pd.DataFrame, arm: str, size: float) -> np.ndarray:
-        """ln D in the first and the last layer, by seed: (N, 2)."""
-        curve_NL = curve(table, arm, self.state, self.site, size)
-        return np.log(curve_NL[:, [0, -1]].clip(min=TINY))
+        """D in the first and the last layer, by seed: (N, 2)."""
+        return curve(table, arm, self.state, self.site, size)[:, [0, -1]]
 
-    def growth(self, table: pd.DataFrame, arm: str) -> np.ndarray:
-        ends_N2 = self.ends(table, arm, self.size)
-        return ends_N2[:, 1] - ends_N2[:, 0]
+    def effects(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
+        """R by seed, of the regimes without a run that diverged."""
+        sound = [arm for arm in self.of if not diverged(table, [arm])]
+        ends = {arm: self.ends(table, arm, self.size).clip(min=TINY) for arm in sound}
+        return {arm: np.log(ends_N2[:, 1] / ends_N2[:, 0]) for arm, ends_N2 in ends.items()}
 
-    def bent(self, table: pd.DataFrame, arm: str) -> str:
-        """Why the change is not small, or nothing."""
-        rise_N2 = self.ends(table, arm, self.size) - self.ends(table, arm, SIZES[0])
-        slope_2N = rise_N2.T / math.log(self.size / SIZES[0])
-        low_2, high_2 = t_interval(slope_2N, 0.9)
-        if (low_2 > 1 - self.gate).all() and (high_2 < 1 + self.gate).all():  # type: ignore[union-attr,operator]
-            return ""
-        first, last = slope_2N.mean(1)
-        return (
-            f"gate: D is not proportional to the size of the change; it grows as its power "
-            f"{first:.2f} in the first layer and {last:.2f} in the last"
+    def power(self, num_seeds: int) -> Power:
+        return paired_design(
+            num_seeds, len(self.of), "greater", self.smallest_effect, self.unit, self.pilot_sd
         )
+
+
+def rises(curve_NL: np.ndarray, use_NL: np.ndarray) -> np.ndarray:
+    """How much a straight line through ln D rises from the first layer to the last, by seed."""
+    layer_L = np.arange(curve_NL.shape[1])
+    slopes = [
+        linregress(layer_L[use_L], np.log(curve_L[use_L])).slope
+        for curve_L, use_L in zip(curve_NL, use_NL, strict=True)
+    ]
+    return np.array(slopes) * layer_L[-1]
 
 
 @dataclass(frozen=True)
 class Exponential:
     """D grows exponentially over layers: better than constant, linear and by a power, per regime.
 
-    A regime is a name and its arms (one per depth), in all of which the exponential must predict
-    ln D of a seed from the others better than every rival, by `smallest_effect` in mean squared
-    error. Points count below saturation; with fewer than three in a seed there is no verdict. p is
-    the largest of a regime's, adjusted over regimes; the estimate is the smallest.
+    A regime is a name and its arms (one per depth). In all of them D must grow, and the exponential
+    must predict ln D of a seed, about its own level, from the other seeds better than every rival.
+    Both are judged by `smallest_effect`: the rise of a straight line through ln D from the first
+    layer to the last, and the mean squared error of ln D. Points count below saturation; with fewer
+    than three in a seed there is no verdict, and none unless D is proportional to the size of the
+    change (the gate of `Amplified`) in the first and the last layer that count. p is the largest of
+    a regime's, adjusted over regimes; the estimate is the smallest.
     """
 
     says: str
@@ -217,8 +244,9 @@ class Exponential:
     site: str = "all"
     size: float = 1e-4
     smallest_effect: float = 0.01
+    gate: float = 0.1
     source: str = ""
-    unit: str = "less squared error of ln D"
+    unit: str = "less squared error of ln D; of growth: rise of ln D"
 
     def arms(self) -> set[str]:
         return {arm for arms in self.of.values() for arm in arms}
@@ -240,10 +268,12 @@ class Exponential:
             for one in leads.values()
         ]
         adjusted = holm([*p, *(1.0 for _ in lost)])
-        found = {
-            name: self.found(one, float(holm_p))
-            for (name, one), holm_p in zip(leads.items(), adjusted, strict=False)
-        }
+        found = {}
+        for (name, one), holm_p in zip(leads.items(), adjusted, strict=False):
+            found[name] = self.found(one, float(holm_p))
+            reason = self.bent(table, self.of[name])
+            if reason and found[name].verdict in (SUPPORTED, REFUTED):
+                found[name] = replace(found[name], verdict=INCONCLUSIVE, note=reason)
         return found | lost
 
     def curves(self, table: pd.DataFrame, arm: str) -> tuple[np.ndarray, np.ndarray]:
@@ -255,12 +285,29 @@ class Exponential:
         fewest = min(int(self.curves(table, arm)[1].sum(1).min()) for arm in arms)
         return f"a seed has {fewest} layers below saturation: 3 are needed" if fewest < 3 else ""
 
+    def bent(self, table: pd.DataFrame, arms: Sequence[str]) -> str:
+        """Why the change is not small in an arm, or nothing."""
+        reasons = []
+        for arm in arms:
+            large_NL, use_NL = self.curves(table, arm)
+            small_NL = curve(table, arm, self.state, self.site, SIZES[0])
+            ends_N2 = np.stack(
+                [use_NL.argmax(1), use_NL.shape[1] - 1 - use_NL[:, ::-1].argmax(1)], 1
+            )
+            small_N2, large_N2 = (
+                np.take_along_axis(one, ends_N2, 1) for one in (small_NL, large_NL)
+            )
+            reasons.append(bent(small_N2, large_N2, self.size / SIZES[0], self.gate))
+        return next(filter(None, reasons), "")
+
     def leads(self, table: pd.DataFrame, arms: Sequence[str]) -> dict[str, np.ndarray]:
-        """By how much the exponential predicts better, by seed, over each rival in each arm."""
+        """By seed, the rise in each arm and by how much the exponential beats each rival."""
         leads = {}
         for arm in arms:
             curve_NL, use_NL = self.curves(table, arm)
-            score_N = growth_scores(curve_NL.clip(min=TINY), use_NL)
+            curve_NL = curve_NL.clip(min=TINY)
+            leads[f"growth, {arm}"] = rises(curve_NL, use_NL)
+            score_N = growth_scores(curve_NL, use_NL)
             for rival in RIVALS:
                 leads[f"{rival}, {arm}"] = score_N["exponential"] - score_N[rival]
         return leads
@@ -281,5 +328,5 @@ class Exponential:
         ends: Interval = intervals[closest]
         return Finding(
             verdict, float(leads[closest].mean()), (float(ends.low), float(ends.high)), level, p,
-            size, self.smallest_effect, f"closest rival: {closest}",
+            size, self.smallest_effect, f"weakest: {closest}",
         )  # fmt: skip

@@ -4,15 +4,28 @@ A table has a row per run, with the columns `arm`, `seed`, `diverged` and a meas
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from prismatic.perturb import one_of, require
-from prismatic.stats import Verdict, family_verdicts, paired_power, smallest_detectable_effect
+from prismatic.stats import (
+    Verdict,
+    clopper_pearson,
+    equivalence_power,
+    family_verdicts,
+    holm,
+    paired_power,
+    simultaneous_level,
+    smallest_detectable_effect,
+    smallest_equivalence_margin,
+)
+from prismatic.stats.intervals import Interval
+from prismatic.stats.verdicts import RULES
 
 ASSAY = "inconclusive (assay)"  # a control failed: whatever was measured shows nothing
 
@@ -63,6 +76,50 @@ class Divisible(Protocol):
 
     def within(self, arms: set[str]) -> Claim | None:
         """The claim for a tier with these arms alone; None where nothing is left of it."""
+
+
+class Power(NamedTuple):
+    """What a design can find.
+
+    `smallest`, in `unit`, is found with 80 % power: the least effect, or of a claim of no
+    difference the least margin within which a difference of 0 is shown to be. `power` is that for
+    twice the effect that matters, or for no difference at all; None while no deviation is known.
+    """
+
+    effects: int
+    kind: str
+    smallest: float
+    unit: str
+    power: float | None
+
+
+@runtime_checkable
+class Paired(Protocol):
+    """A claim whose effects are one number per seed each."""
+
+    def effects(self, table: pd.DataFrame) -> Mapping[str, np.ndarray]:
+        """Every effect by seed."""
+
+    def power(self, num_seeds: int) -> Power:
+        """What so many seeds can find."""
+
+
+def paired_design(
+    num_seeds: int, effects: int, kind: str, matters: float, unit: str, pilot_sd: float | None
+) -> Power:
+    """The power of a family of paired effects, in units of their standard deviation while that is
+    not known from pilot seeds.
+    """
+    alpha, sd = 0.05 / effects, pilot_sd or 1.0
+    if kind == "greater":
+        smallest = smallest_detectable_effect(num_seeds, sd, alpha=alpha)
+        power = paired_power(num_seeds, 2 * matters, sd, alpha)
+    else:
+        smallest = smallest_equivalence_margin(num_seeds, sd, alpha=alpha)
+        power = equivalence_power(num_seeds, matters, sd, alpha)
+    if pilot_sd is None:
+        return Power(effects, kind, smallest, "standard deviations", None)
+    return Power(effects, kind, smallest, unit, power)
 
 
 def values(
@@ -116,8 +173,7 @@ class Contrast:
     def within(self, arms: set[str]) -> "Contrast | None":
         """The claim for a tier with these arms alone; None where no effect is left."""
         kept = {name: w for name, w in self.contrasts.items() if set(w) <= arms}
-        options = {f.name: getattr(self, f.name) for f in fields(self)} | {"contrasts": kept}
-        return Contrast(**options) if kept else None
+        return replace(self, contrasts=kept) if kept else None
 
     def effects(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
         """Every effect by seed."""
@@ -137,18 +193,65 @@ class Contrast:
         )
         return {name: finding(verdict) for name, verdict in verdicts.items()}
 
-    def power(self, num_seeds: int) -> dict[str, Any]:
-        """What the design can find: the smallest effect found with 80 % power, and the power for
-        twice the smallest effect of interest, in a family of this size. In units of the standard
-        deviation while none is known from pilot seeds.
-        """
-        alpha = 0.05 / len(self.contrasts)
-        sd = self.pilot_sd or 1.0
-        known = {"smallest_found": smallest_detectable_effect(num_seeds, sd, alpha=alpha)}
-        if self.pilot_sd is None:
-            return known | {"unit": "standard deviations"}
-        power = paired_power(num_seeds, 2 * self.smallest_effect, sd, alpha)
-        return known | {"unit": self.unit, "power": power}
+    def power(self, num_seeds: int) -> Power:
+        return paired_design(
+            num_seeds, len(self.contrasts), self.kind, self.smallest_effect, self.unit,
+            self.pilot_sd,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frequency:
+    """Something happens in more than a share of runs: `measure` is 1 where it does, 0 elsewhere.
+
+    `groups` maps effects to the arms whose runs are counted together. An effect is the share less
+    `above`, its interval that of Clopper and Pearson, its p that of the exact binomial test, both
+    over the runs as if they were independent.
+    """
+
+    says: str
+    measure: str
+    groups: Mapping[str, Sequence[str]]
+    above: float
+    smallest_effect: float
+    source: str = ""
+    unit: str = "share of runs"
+
+    def __post_init__(self) -> None:
+        require(0 < self.above < 1, "above", self.above, "give a share between 0 and 1")
+        require(self.smallest_effect > 0, "smallest_effect", self.smallest_effect, "give > 0")
+
+    def arms(self) -> set[str]:
+        return {arm for arms in self.groups.values() for arm in arms}
+
+    def within(self, arms: set[str]) -> "Frequency | None":
+        kept = {name: [arm for arm in of if arm in arms] for name, of in self.groups.items()}
+        kept = {name: of for name, of in kept.items() if of}
+        return replace(self, groups=kept) if kept else None
+
+    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
+        rule = RULES["greater"]
+        level = simultaneous_level(len(self.groups), rule.level)
+        happened = {
+            name: np.concatenate([values(table, arm, self.measure) for arm in arms])
+            for name, arms in self.groups.items()
+        }
+        p = [
+            stats.binomtest(int(one.sum()), one.size, self.above).pvalue
+            for one in happened.values()
+        ]
+        found = {}
+        for (name, one), holm_p in zip(happened.items(), holm(p), strict=True):
+            low, high = clopper_pearson(int(one.sum()), one.size, level)
+            estimate = float(one.mean()) - self.above
+            interval = Interval(low - self.above, high - self.above)
+            verdict = str(rule.judge(estimate, interval, holm_p, self.smallest_effect))
+            bounds = (float(interval.low), float(interval.high))
+            found[name] = Finding(
+                verdict, estimate, bounds, level, float(holm_p), one.size, self.smallest_effect,
+                f"{int(one.sum())} of {one.size} runs",
+            )  # fmt: skip
+        return found
 
 
 def finding(verdict: Verdict) -> Finding:

@@ -19,7 +19,7 @@ from prismatic.perturb import one_of, require
 from prismatic.stats import clopper_pearson, family_verdicts, simultaneous_level
 from prismatic.stats.verdicts import INCONCLUSIVE, NO_VERDICT, REFUTED, SUPPORTED
 
-from .claims import Finding, finding, values
+from .claims import Finding, Power, finding, paired_design, values
 from .propagation import sharpness, trace
 
 NAME = "layernorm"
@@ -157,6 +157,7 @@ class AtBestRate:
     every: bool = False
     source: str = ""
     unit: str = "nats per byte"
+    pilot_sd: float | None = None
 
     def groups(self) -> set[str]:
         return {group for weights in self.contrasts.values() for group in weights}
@@ -184,24 +185,34 @@ class AtBestRate:
         chosen_N = others_AN.argmin(0)
         return loss_AN[chosen_N, np.arange(loss_AN.shape[1])], chosen_N
 
-    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
-        best = {group: self.tuned(table, group) for group in sorted(self.groups())}
-        effects = {
-            name: np.sum([weight * best[group][0] for group, weight in weights.items()], axis=0)
+    def effects(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
+        best = {group: self.tuned(table, group)[0] for group in self.groups()}
+        return {
+            name: np.sum([weight * best[group] for group, weight in weights.items()], axis=0)
             for name, weights in self.contrasts.items()
         }
-        verdicts = family_verdicts(effects, smallest_effect=self.smallest_effect, rng=rng)
+
+    def power(self, num_seeds: int) -> Power:
+        return paired_design(
+            num_seeds, len(self.contrasts), "greater", self.smallest_effect, self.unit,
+            self.pilot_sd,
+        )  # fmt: skip
+
+    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
+        verdicts = family_verdicts(
+            self.effects(table), smallest_effect=self.smallest_effect, rng=rng
+        )
         found = {
-            name: replace(finding(verdict), note=self.chosen(best, self.contrasts[name]))
+            name: replace(finding(verdict), note=self.chosen(table, self.contrasts[name]))
             for name, verdict in verdicts.items()
         }
         return found | ({EVERY: weakest(found)} if self.every else {})
 
-    def chosen(self, best: Mapping[str, tuple], groups: Mapping[str, float]) -> str:
+    def chosen(self, table: pd.DataFrame, groups: Mapping[str, float]) -> str:
         """The rates that were chosen; those at an end of the grid say that it is too short."""
         parts = []
         for group in groups:
-            rates = [self.rates[k] for k in np.unique(best[group][1])]
+            rates = [self.rates[k] for k in np.unique(self.tuned(table, group)[1])]
             at_end = len(self.rates) > 1 and {self.rates[0], self.rates[-1]} & set(rates)
             parts.append(f"{group}: {' or '.join(rates)}{' (end of the grid)' if at_end else ''}")
         return "best rates: " + "; ".join(parts)

@@ -99,6 +99,7 @@ class Mean:
     name: str
     gain: float
     error: float
+    batches: int
 
     @property
     def size(self) -> float:
@@ -109,13 +110,14 @@ class Mean:
 def means(table: pd.DataFrame, arm: str) -> Iterator[Mean]:
     """Over all tokens of each run, of all runs, and at each position of all runs."""
     gain_S, error_S = values(table, arm, "leak/gain"), values(table, arm, "leak/error")
+    batches_S = values(table, arm, "leak/batches").astype(int)
     for seed in gain_S.index:
-        yield Mean(f"seed {seed}", float(gain_S[seed]), float(error_S[seed]))
+        yield Mean(f"seed {seed}", float(gain_S[seed]), float(error_S[seed]), batches_S[seed])
     for place in ["leak", *positions(table)]:
         gain_S, error_S = (values(table, arm, f"{place}/{part}") for part in ("gain", "error"))
         name = "all tokens" if place == "leak" else place.removeprefix("leak/").replace("_", " ")
         error = math.sqrt(float((error_S**2).sum())) / len(error_S)
-        yield Mean(f"{name}, all seeds", float(gain_S.mean()), error)
+        yield Mean(f"{name}, all seeds", float(gain_S.mean()), error, int(batches_S.sum()))
 
 
 @dataclass(frozen=True)
@@ -153,12 +155,11 @@ class Independence:
         leaks = most.size > self.errors
         clear = all(mean.gain + self.errors * mean.error < self.smallest_effect for mean in found)
         said = SUPPORTED if leaks == self.leaks else REFUTED
-        num_batches = int(values(table, arm, "leak/batches").sum())
         reach = self.errors * most.error
         return Finding(
             said if leaks or clear else INCONCLUSIVE, most.gain,
             (most.gain - reach, most.gain + reach), math.erf(self.errors / math.sqrt(2)), None,
-            num_batches, self.smallest_effect,
+            int(most.batches), self.smallest_effect,
             f"largest at {most.name}: {most.size:.1f} standard errors",
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ from prismatic.provenance import provenance
 from prismatic.sweeps.rerun import text
 
 from . import runner, writing
-from .claims import Contrast
+from .claims import Paired
 from .design import written_out
 from .parent import Parent
 from .spec import PILOT, TIERS, Study, Tier, digest
@@ -151,10 +151,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def spreads(study: Study, tier: Tier, runs: pd.DataFrame) -> pd.DataFrame:
-    """The mean and deviation of every contrast: what `pilot_sd` is taken from."""
+    """The mean and deviation of every paired effect: what `pilot_sd` is taken from."""
     rows = []
     for name, claim in {**study.claims_of(tier), **study.controls}.items():
-        if isinstance(claim, Contrast):
+        if isinstance(claim, Paired):
             for effect, found_N in claim.effects(runs).items():
                 rows.append([name, effect, f"{found_N.mean():.4g}", f"{found_N.std(ddof=1):.3g}"])
     return pd.DataFrame(rows, columns=["claim", "effect", "mean", "standard deviation"])

@@ -19,13 +19,17 @@ from prismatic.report.missing import NothingToDrawError
 from prismatic.report.study import Effect, draw_dots, draw_forest
 from prismatic.report.style import png
 
-from .claims import ASSAY, Claim, Contrast, Finding, UnjudgeableError
+from .claims import ASSAY, Claim, Finding, Paired, UnjudgeableError
 from .runner import plain
 from .spec import Study
 from .verdict import Judgement, overall
 
 VERDICT, TABLE, HTML, MARKDOWN = "verdict.json", "table.csv", "report.html", "report.md"
-POWER_HEAD = ("claim", "effects", "found with 80 % power", "power for twice what matters")
+POWER_HEAD = ("claim", "effects", "with 80 % power", "power")
+POWER_OF = {
+    "greater": ("finds", "for twice what matters"),
+    "no difference": ("shows none above", "if there is none"),
+}
 WIDE = 10_000  # columns of what is no terminal
 HEAD = ("claim", "effect", "verdict", "estimate and interval", "p", "n", "matters from", "note")
 
@@ -67,21 +71,22 @@ def finding_rows(
 
 
 def power_rows(claims: Mapping[str, Claim], num_seeds: int) -> list[list[str]]:
-    """What the design can find, a row per claim that is a contrast."""
+    """What the design can find, a row per claim about paired effects."""
     rows = []
     for name, claim in claims.items():
-        if isinstance(claim, Contrast):
+        if isinstance(claim, Paired):
             found = claim.power(num_seeds)
-            power = f"{found['power']:.2f}" if "power" in found else "unknown: no pilot"
-            smallest = f"{found['smallest_found']:.3g} {found['unit']}"
-            rows.append([name, str(len(claim.contrasts)), smallest, power])
+            finds, of = POWER_OF[found.kind]
+            power = "unknown: no pilot" if found.power is None else f"{found.power:.2f} {of}"
+            size = f"{finds} {found.smallest:.3g} {found.unit}"
+            rows.append([name, str(found.effects), size, power])
     return rows
 
 
 def power_shown(claim: Claim, num_seeds: int) -> str:
-    """What the design can find, in a phrase; empty for a claim that is no contrast."""
+    """What the design can find, in a phrase; empty for a claim that is not of paired effects."""
     rows = power_rows({"": claim}, num_seeds)
-    return f"finds {rows[0][2]}; for twice what matters {rows[0][3]}" if rows else ""
+    return "; ".join(rows[0][2:]) if rows else ""
 
 
 def means(study: Study, runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -202,6 +207,10 @@ def result(
                 "power": power_shown(claims[name], len(facts.seeds)),
             }
             for name, found in judged.claims.items()
+        },
+        "controls": {
+            name: {effect: asdict(one) for effect, one in found.items()}
+            for name, found in judged.controls.items()
         },
     }
 
