@@ -150,6 +150,14 @@ def test_searching_among_equal_rates_gains_nothing():
     assert np.mean(gains) == pytest.approx(0, abs=0.03)
 
 
+def test_a_blow_up_is_no_worse_than_divergence():
+    table = losses({"none": {r: 3.0 for r in RATES}, "pre": {r: 3.0 for r in RATES}}, 0.01)
+    table.loc[table["arm"].str.startswith("none") & (table["seed"] == 3), "loss/val"] = 3000.0
+    claim = at_best({"e": {"none": 1, "pre": -1}}, worst=5.5)
+    assert claim.effects(table)["e"] == pytest.approx([0, 0, 0, 2.5] + [0] * 6, abs=0.05)
+    assert claim.judge(table, rng())["e"].estimate == pytest.approx(0.25, abs=0.02)
+
+
 def test_every_effect_must_hold():
     good = {"0.001": 3.0, "0.01": 3.0, "0.1": 3.0}
     worse, same = {r: m + 0.5 for r, m in good.items()}, dict(good)

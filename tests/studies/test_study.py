@@ -54,6 +54,9 @@ def test_a_study_from_its_yaml_to_its_verdict(study, tmp_path):
     result = json.loads((folder / "verdict.json").read_text())
     assert result["claims"]["better"]["verdict"] == "refuted"
     assert result["failed_controls"] == []
+    assert {f["verdict"] for one in result["controls"].values() for f in one.values()} == {
+        "supported"
+    }
     assert "verdict: " in done.out and str(folder / "report.html") in done.out
     page = (folder / "report.html").read_text()
     assert "Does routing help where nothing can be learned?" in page

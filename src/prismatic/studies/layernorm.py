@@ -143,9 +143,10 @@ class AtBestRate:
 
     The arms of a group are "{group}, rate {rate}". The rate of a group at a seed is the one whose
     mean over the *other* seeds is least: a rate that was lucky with a seed is not chosen for that,
-    so no group gains from having been searched. `contrasts` maps effects to the weights of groups,
-    oriented so that the claim says > 0. With `every`, a further finding says whether the claim
-    holds for all effects: supported if each is, refuted if one is.
+    so no group gains from having been searched. What is above `worst` counts as that: a run that
+    blew up and stayed finite is no worse than one that diverged. `contrasts` maps effects to the
+    weights of groups, oriented so that the claim says > 0. With `every`, a further finding says
+    whether the claim holds for all effects: supported if each is, refuted if one is.
     """
 
     says: str
@@ -153,7 +154,7 @@ class AtBestRate:
     rates: Sequence[str]
     smallest_effect: float
     measure: str = "loss/val"
-    if_diverged: float | None = None
+    worst: float | None = None
     every: bool = False
     source: str = ""
     unit: str = "nats per byte"
@@ -178,9 +179,10 @@ class AtBestRate:
     def tuned(self, table: pd.DataFrame, group: str) -> tuple[np.ndarray, np.ndarray]:
         """The measure at each seed's rate, which the other seeds chose, and which it is: (N,)."""
         loss_AN = np.stack([
-            values(table, f"{group}, rate {rate}", self.measure, self.if_diverged)
-            for rate in self.rates
+            values(table, f"{group}, rate {rate}", self.measure) for rate in self.rates
         ])  # fmt: skip
+        if self.worst is not None:
+            loss_AN = loss_AN.clip(max=self.worst)
         others_AN = loss_AN.sum(1, keepdims=True) - loss_AN
         chosen_N = others_AN.argmin(0)
         return loss_AN[chosen_N, np.arange(loss_AN.shape[1])], chosen_N
