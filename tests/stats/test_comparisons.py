@@ -170,3 +170,32 @@ def test_ranks_that_agree_or_do_not_vary():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_correlation_within_blocks_is_that_of_ranks_there():
+    draw = np.random.default_rng(5)
+    block = np.repeat([0, 1, 2], [12, 9, 11])
+    x, y = draw.normal(size=(2, 32)) + 100 * block
+    found = rank_correlation(x, y, np.random.default_rng(0), block_N=block)
+    ranks = [
+        np.concatenate(
+            [stats.rankdata(one[block == b]) - (sum(block == b) + 1) / 2 for b in range(3)]
+        )
+        for one in (x, y)
+    ]
+    assert found.rho == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert rank_correlation(x, y, np.random.default_rng(0)).rho > 0.8 > abs(found.rho)
+    alone = rank_correlation(x, y, np.random.default_rng(0), block_N=np.zeros(32))
+    assert alone.rho == pytest.approx(stats.spearmanr(x, y).statistic)
+    one_each = rank_correlation(x, y, np.random.default_rng(0), block_N=np.arange(32))
+    assert one_each.p == 1 and one_each.interval == (-1, 1)
+
+
+@pytest.mark.slow
+def test_what_blocks_have_in_common_is_called_a_correlation_no_more_often_than_said():
+    draw, hits = np.random.default_rng(6), 0
+    block = np.repeat(np.arange(4), 8)
+    for k in range(400):
+        x, y = draw.normal(size=(2, 4))[:, block] * 3 + draw.normal(size=(2, 32))
+        hits += rank_correlation(x, y, np.random.default_rng(k), draws=499, block_N=block).p < 0.05
+    assert hits <= stats.binom.isf(1e-4, 400, 0.05)

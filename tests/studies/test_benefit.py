@@ -125,8 +125,10 @@ def test_routing_that_changes_nothing_costs_nothing_to_swap(tmp_path):
 def test_history_is_what_is_left_of_the_largest():
     found = history([0.1, 0.4, 0.3, 0.2])
     assert found["history/kept"] == pytest.approx(0.5)
-    assert found["history/part_2/disagreement"] == 0.4 and len(found) == 5
-    assert history([0.0] * 4)["history/kept"] == 0.0
+    assert found["history/part_1/disagreement"] == 0.4 and len(found) == 5
+    assert history([0.0] * 5)["history/kept"] == 0.0
+    nothing = history([0.0021, 0.0024, 0.002, 0.0019])
+    assert nothing["history/kept"] == pytest.approx(0.0019 / 0.02)  # all views are the same
 
 
 def test_probes_log_what_their_functions_measure(tmp_path):
@@ -137,11 +139,13 @@ def test_probes_log_what_their_functions_measure(tmp_path):
         assert logged[name] == pytest.approx(value, abs=1e-6)
     apart = views_apart(model, *parts.learner.probe[:2])["views/disagreement"]
     assert logged["history/part_4/disagreement"] == pytest.approx(apart, rel=1e-5)
+    assert logged["history/part_0/disagreement"] != logged["history/part_1/disagreement"]
     assert 0 <= logged["history/least_used"] <= 0.25
     assert (
         logged["history/least_used"]
         <= min(logged[f"routing/expert_{i}_weight"] for i in range(4)) + 0.1
     )
+    assert logged["adaptation/control/told"] > 0.9  # two domains, nearly as long
     held_out = parts.task.held_out("val")
     tables = []
     fresh = Twins(fit(tmp_path / "twin", *two_domains_again(tmp_path), *STRONG, still())[0].model)
@@ -200,7 +204,7 @@ def test_arms_share_what_the_study_says_they_share():
 def table(study, losses, seeds=10):
     """Runs of the cpu tier: `loss/val` by arm; all other measures say that nothing happens."""
     shared_S = np.random.default_rng(0).normal(0, 0.01, seeds)
-    quiet = dict.fromkeys(study.measures, 0.0)
+    quiet = dict.fromkeys(study.measures, 0.0) | {"adaptation/control/told": 0.95}
     rows = [
         quiet | {"arm": arm, "seed": s, "loss/val": losses.get(arm, 2.0) + shared_S[s]}
         for arm in study.arms_of(study.tier("cpu"))
@@ -229,6 +233,7 @@ def test_the_study_says_nothing_when_a_control_fails():
         table(study, losses | {"dense, twice the steps": 2.0}),
         table(study, losses | {"scale 0": 2.00001}),
         sound.assign(**{"adaptation/gain": adapted}),
+        sound.assign(**{"adaptation/control/told": 0.3}),
     ):
         found = judge(study, "cpu", broken)
         assert found.failed

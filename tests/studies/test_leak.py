@@ -119,7 +119,8 @@ def test_a_leak_is_four_errors_below_the_uniform_loss(gain_T, verdict, where):
     honest = Independence("", ["one"]).judge(runs, np.random.default_rng(0))["one"]
     leaky = Independence("", ["one"], leaks=True).judge(runs, np.random.default_rng(0))["one"]
     assert honest.verdict == verdict
-    assert {honest.verdict, leaky.verdict} == {"supported", "refuted"}
+    # That no leak was learnt does not refute that there is one.
+    assert leaky.verdict == ("supported" if verdict == "refuted" else "inconclusive")
     assert where in honest.note and honest.n == (100 if where == "seed 0" else 1000)
     assert (honest.interval[0] > 0) == (verdict == "refuted")
 
@@ -142,7 +143,7 @@ def test_the_study_says_nothing_when_a_control_fails():
     sound = table(**{arm: leaky if arm == "planted" else silent for arm in study.arms})
     found = judge(study, "cpu", sound)
     assert {f.verdict for f in found.claims["accepted"].values()} == {"supported"}
-    assert {f.verdict for f in found.claims["refused"].values()} == {"refuted"}
+    assert {f.verdict for f in found.claims["refused"].values()} == {"inconclusive"}
     swapped = sound.assign(arm=sound["arm"].replace({"planted": "dense", "dense": "planted"}))
     for broken in (swapped, table(**dict.fromkeys(study.arms, silent))):
         found = judge(study, "cpu", broken)

@@ -187,7 +187,11 @@ def configurations(slope: float, number: int = 32, diverged: int = 0) -> pd.Data
 
 
 def correlation(number: int = 32) -> Together:
-    return Together("x", [f"arm {k}" for k in range(number)], "share", "loss", 0.3, sign=-1)
+    """Arms in two blocks, turn by turn."""
+    blocks = {
+        name: [f"arm {k}" for k in range(start, number, 2)] for start, name in enumerate("ab")
+    }
+    return Together("x", blocks, "share", "loss", 0.3, sign=-1)
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(1, "supported"), (-1, "refuted")])
@@ -201,6 +205,17 @@ def test_configurations_that_diverged_are_counted_and_too_few_are_not_judged():
     assert found.n == 30 and "2 of 32" in found.note and found.verdict == "supported"
     (found,) = correlation().judge(configurations(1, diverged=3), rng()).values()
     assert found.verdict == "no verdict" and "29 configurations" in found.note
+
+
+def test_what_sets_blocks_apart_is_no_correlation():
+    """Both follow the block alone: rank correlation of all would be near 1, permuted freely."""
+    table = configurations(0.0)
+    of_b = table["arm"].isin(correlation().blocks["b"])
+    table.loc[of_b, "share"] += 50
+    table.loc[of_b, "loss"] -= 50
+    (found,) = correlation().judge(table, rng()).values()
+    assert abs(found.estimate) < 0.3 and found.verdict != "supported"
+    assert "blocks mixed: 0.7" in found.note or "blocks mixed: 0.8" in found.note
 
 
 def test_without_any_difference_nothing_is_said():

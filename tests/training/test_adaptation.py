@@ -20,6 +20,13 @@ def test_information_is_none_or_all():
     assert mutual_information(torch.tensor([[5.0, 0, 0], [0, 2.5, 2.5]])) == pytest.approx(1)
 
 
+def test_a_view_without_any_weight_is_as_if_it_were_not_there():
+    seen = torch.tensor([[5.0, 2.0], [1.0, 4.0]])
+    padded = torch.nn.functional.pad(seen, (1, 2))
+    known = mutual_information(seen)
+    assert mutual_information(padded) == pytest.approx(known) and known > 0.1
+
+
 def test_information_against_entropies():
     joint = np.random.default_rng(0).random((3, 4))
     p = joint / joint.sum()

@@ -120,24 +120,38 @@ def rank_correlation(
     rng: np.random.Generator,
     level: float = 0.95,
     draws: int = 9999,
+    block_N: ArrayLike | None = None,
 ) -> RankCorrelation:
     """Do x and y rise together, over N >= 5 independent units? Ties have mean ranks.
 
-    Fisher's transformation with the variance of Bonett and Wright (Psychometrika 65, 2000). Where x
-    or y is constant there is nothing to see: rho is 0, the interval all of -1 to 1, and p is 1.
+    With `block_N` only within blocks: ranks are those among the units of a block, whose labels
+    alone are permuted, so what sets a block's x and y apart from another's is no correlation.
+    Fisher's transformation with the variance of Bonett and Wright (Psychometrika 65, 2000), of
+    which each further block takes a degree of freedom. Where x or y is constant there is nothing to
+    see: rho is 0, the interval all of -1 to 1, and p is 1.
     """
     x_N, y_N = finite("x", x_N, "units", least=5), finite("y", y_N, "units")
     require(y_N.size == x_N.size, "length of y", y_N.size, f"give the {x_N.size} units of x")
-    if np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
+    block_N = np.zeros(x_N.size) if block_N is None else np.asarray(block_N)
+    require(block_N.shape == x_N.shape, "length of block", block_N.size, f"give {x_N.size} blocks")
+    blocks = [np.flatnonzero(block_N == block) for block in np.unique(block_N)]
+    rank_N, other_N = np.zeros((2, x_N.size))
+    for at in blocks:
+        for ranks_N, values_N in ((rank_N, x_N), (other_N, y_N)):
+            ranks_N[at] = stats.rankdata(values_N[at]) - (at.size + 1) / 2
+    size = np.sqrt((rank_N**2).sum() * (other_N**2).sum())
+    freedom = x_N.size - 2 - len(blocks)
+    if size == 0 or freedom < 1:
         return RankCorrelation(0.0, Interval(-1.0, 1.0), 1.0)
-    rank_N, other_N = (stats.zscore(stats.rankdata(values)) for values in (x_N, y_N))
-    rho = float(np.clip((rank_N * other_N).mean(), -1, 1))
+    rho = float(np.clip(rank_N @ other_N / size, -1, 1))
     if abs(rho) == 1:
         spread = Interval(rho, rho)
     else:
-        half = stats.norm.isf((1 - level) / 2) * np.sqrt((1 + rho**2 / 2) / (rank_N.size - 3))
+        half = stats.norm.isf((1 - level) / 2) * np.sqrt((1 + rho**2 / 2) / freedom)
         centre = np.arctanh(rho)
         spread = Interval(float(np.tanh(centre - half)), float(np.tanh(centre + half)))
-    chance_B = rng.permuted(np.tile(rank_N, (draws, 1)), axis=1) @ other_N / rank_N.size
-    p = (1 + (np.abs(chance_B) >= abs(rho) - 1e-12).sum()) / (1 + draws)
+    chance_B = sum(
+        rng.permuted(np.tile(rank_N[at], (draws, 1)), axis=1) @ other_N[at] for at in blocks
+    )
+    p = (1 + (np.abs(chance_B) / size >= abs(rho) - 1e-12).sum()) / (1 + draws)
     return RankCorrelation(rho, spread, float(p))

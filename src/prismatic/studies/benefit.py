@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from prismatic.data import Batch, Task
 from prismatic.models import Transformer
 from prismatic.perturb import require
+from prismatic.routers import Routing
 from prismatic.training import Learner, views_apart
 from prismatic.training.adaptation import DomainRouting, Twins
 from prismatic.training.findings import by_router, is_routed
 
 PARTS = 4  # of training, at the end of each of which views are compared
+ALIKE = 0.02  # bits: views that are never further apart than this predict the same
 
 
 class Replay(nn.Module):
@@ -108,12 +110,20 @@ class Swap(pl.Callback):
             pl_module.log_dict(swap_costs(pl_module.model, moved))
 
 
+def told(model: Transformer, domain_B: torch.Tensor) -> list[Routing]:
+    """Routing by the domain alone, in every pass, as far as there are views."""
+    view_B = domain_B % model.routers[0].num_experts
+    weight_B1E = F.one_hot(view_B, model.routers[0].num_experts).double()[:, None]
+    return [Routing(weight_B1E.log(), weight_B1E)] * model.depth
+
+
 class Adaptation(pl.Callback):
     """Logs how much routing says of the domain, beside twins of its gates that nothing trains.
 
     `adaptation/information` is I(view; domain) of held-out rows as a share of the most possible,
     the mean over passes, `adaptation/twin` that of the untrained gates on the same inputs, and
-    `adaptation/gain` the rest.
+    `adaptation/gain` the rest. `adaptation/control/told`, a control, is the information of routing
+    that gives each domain a view of its own.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -122,8 +132,9 @@ class Adaptation(pl.Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         model = pl_module.model
         shape = model.depth, len(pl_module.task.domains), model.routers[0].num_experts
-        self.trained = DomainRouting(*shape, pl_module.device)
-        self.untrained = DomainRouting(*shape, pl_module.device)
+        self.trained, self.untrained, self.told = (
+            DomainRouting(*shape, pl_module.device) for _ in range(3)
+        )
         if is_routed(model):
             self.twins.begin(model)
 
@@ -134,36 +145,38 @@ class Adaptation(pl.Callback):
             self.trained.update(pl_module.model.routing, batch.domain_B)
             self.untrained.update(self.twins.routing, batch.domain_B)
             self.twins.routing.clear()
+            self.told.update(told(pl_module.model, batch.domain_B), batch.domain_B)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.twins.end()
         self.twins.routing.clear()
         if not is_routed(pl_module.model):
             return
-        sums = self.trained, self.untrained
-        trained, twin = (float(domains.information().mean()) for domains in sums)
+        sums = self.trained, self.untrained, self.told
+        trained, twin, known = (float(domains.information().mean()) for domains in sums)
         found = {"information": trained, "twin": twin, "gain": trained - twin}
+        found["control/told"] = known
         pl_module.log_dict({f"adaptation/{name}": value for name, value in found.items()})
 
 
 class History(pl.Callback):
     """Logs how views were used and how far apart they were all through training.
 
-    `history/least_used` is the least that any view got of the routing weight, the mean over routers
-    and over a training batch, at any step; `history/part_{k}/disagreement`, in bits, is at the end
-    of each quarter, and `history/kept` the last as a share of the largest.
+    `history/least_used` is the least that any view of any router got of its routing weight, the
+    mean over a training batch, at any step; `history/part_{k}/disagreement`, in bits, is at the end
+    of each quarter, and before training for k = 0; `history/kept` is the last as a share of the
+    largest.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.marks = [-(-trainer.max_steps * part // PARTS) for part in range(1, PARTS + 1)]
         self.least_used = 1.0
-        self.disagreements: list[float] = []
+        self.disagreements = [disagreement(pl_module)] if is_routed(pl_module.model) else []
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if not is_routed(pl_module.model):
             return
-        weight_E = by_router(pl_module.model).mean(0)
-        self.least_used = min(self.least_used, float(weight_E.min()))
+        self.least_used = min(self.least_used, float(by_router(pl_module.model).min()))
         if trainer.global_step in self.marks:
             self.disagreements.append(disagreement(pl_module))
 
@@ -181,7 +194,10 @@ def disagreement(learner: Learner) -> float:
 
 
 def history(disagreements: Sequence[float]) -> dict[str, float]:
-    """The disagreements by part of training, and how much of the largest is left at the end."""
-    parts = enumerate(disagreements, start=1)
-    kept = disagreements[-1] / max(disagreements) if max(disagreements) else 0.0
+    """The disagreements by part of training, and how much of the largest is left at the end.
+
+    Of views that are never further apart than `ALIKE`, how much of that.
+    """
+    parts = enumerate(disagreements)
+    kept = disagreements[-1] / max(ALIKE, *disagreements)
     return {f"history/part_{k}/disagreement": value for k, value in parts} | {"history/kept": kept}

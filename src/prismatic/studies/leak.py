@@ -126,7 +126,8 @@ class Independence:
 
     A leak is a mean over fresh tokens more than `errors` standard errors below ln(vocabulary): over
     all tokens of one run, or of all runs together, at all positions or at one. There is none where
-    all of these means are, with as many errors added, less than `smallest_effect` below it.
+    all of these means are, with as many errors added, less than `smallest_effect` below it; that
+    does not refute `leaks`, since a model need not have learnt to use what it sees.
     """
 
     says: str
@@ -154,7 +155,7 @@ class Independence:
         most = max(found, key=lambda mean: mean.size)
         leaks = most.size > self.errors
         clear = all(mean.gain + self.errors * mean.error < self.smallest_effect for mean in found)
-        said = SUPPORTED if leaks == self.leaks else REFUTED
+        said = SUPPORTED if leaks == self.leaks else INCONCLUSIVE if self.leaks else REFUTED
         reach = self.errors * most.error
         return Finding(
             said if leaks or clear else INCONCLUSIVE, most.gain,

@@ -3,7 +3,7 @@
 Shapes: N seeds, C configurations, W Walsh functions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,7 +113,7 @@ class Recurring:
                 tested.p.items(), walsh_shares(series_N4).T, strict=True
             ):
                 effects[f"{arm}: {name}"] = share_N - CHANCE
-                p.append(alone)
+                p.append(min(1.0, 2 * alone))  # the test is one-sided
         level = simultaneous_level(len(effects))
         adjusted = dict(zip(effects, holm(p), strict=True))
         return {
@@ -124,23 +124,40 @@ class Recurring:
     def found(self, effect_N: np.ndarray, p: float, level: float, family: int) -> Finding:
         mean, interval, size = float(effect_N.mean()), t_interval(effect_N, level), effect_N.size
         verdict = str(judge_greater(mean, interval, p, self.smallest_effect))
-        if family * CHANCE**size >= ALPHA:  # even if all runs agree
+        if family * 2 * CHANCE**size >= ALPHA:  # even if all runs agree
             verdict = NO_VERDICT
         ends = (float(interval.low), float(interval.high))
         return Finding(verdict, mean, ends, level, p, size, self.smallest_effect)
+
+
+def points(
+    table: pd.DataFrame, blocks: Mapping[str, Sequence[str]], measure: str, outcome: str
+) -> pd.DataFrame:
+    """The measure and the outcome of each configuration that has both, by arm, and its block."""
+    sound = table[table["diverged"] == 0]
+    block = {arm: name for name, arms in blocks.items() for arm in arms}
+    measured = {
+        arm: float(values(sound, arm, measure).mean())
+        for arm in block
+        if (sound["arm"] == arm).any()
+    }
+    reached = {arm: float(values(table, arm, outcome).mean()) for arm in measured}
+    frame = pd.DataFrame({measure: measured, outcome: reached})
+    return frame.assign(block=frame.index.map(block))
 
 
 @dataclass(frozen=True)
 class Together:
     """Two measures rise together over configurations, each the mean over its seeds.
 
-    The effect is their rank correlation, times `sign`. A configuration whose runs all diverged has
-    no routing to measure and is left out; of others those runs that did not diverge are measured.
-    Fewer than 30 configurations are not judged.
+    The effect is their rank correlation within `blocks`, lists of arms by name, times `sign`: what
+    a block has in common (a learning rate that sets both) counts for nothing. A configuration whose
+    runs all diverged has no routing to measure and is left out; of others those runs that did not
+    diverge are measured. Fewer than 30 configurations are not judged.
     """
 
     says: str
-    of: Sequence[str]
+    blocks: Mapping[str, Sequence[str]]
     measure: str
     outcome: str
     smallest_effect: float
@@ -149,39 +166,31 @@ class Together:
     unit: str = "rank correlation"
 
     def arms(self) -> set[str]:
-        return set(self.of)
+        return {arm for arms in self.blocks.values() for arm in arms}
 
     def within(self, arms: set[str]) -> "Together | None":
-        kept = [arm for arm in self.of if arm in arms]
-        return replace(self, of=kept) if kept else None
-
-    def points(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The measure and the outcome of each configuration that has both, by arm."""
-        sound = table[table["diverged"] == 0]
-        measured = {
-            arm: float(values(sound, arm, self.measure).mean())
-            for arm in self.of
-            if (sound["arm"] == arm).any()
-        }
-        outcome = {arm: float(values(table, arm, self.outcome).mean()) for arm in measured}
-        return pd.DataFrame({self.measure: measured, self.outcome: outcome})
+        kept = {name: [arm for arm in of if arm in arms] for name, of in self.blocks.items()}
+        kept = {name: of for name, of in kept.items() if of}
+        return replace(self, blocks=kept) if kept else None
 
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
-        points = self.points(table)
-        lost = len(self.of) - len(points)
-        note = f"{lost} of {len(self.of)} configurations diverged with every seed" if lost else ""
-        if len(points) < FEWEST:
-            fewer = f"{len(points)} configurations, of which {FEWEST} are needed"
+        found_C = points(table, self.blocks, self.measure, self.outcome)
+        size = len(self.arms())
+        lost = size - len(found_C)
+        note = f"{lost} of {size} configurations diverged with every seed" if lost else ""
+        if len(found_C) < FEWEST:
+            fewer = f"{len(found_C)} configurations, of which {FEWEST} are needed"
             return {"all configurations": unjudged(NO_VERDICT, f"{fewer}; {note}".rstrip("; "))}
-        x_C, y_C = points[self.measure].to_numpy(), self.sign * points[self.outcome].to_numpy()
-        found = rank_correlation(x_C, y_C, rng)
+        x_C, y_C = found_C[self.measure].to_numpy(), self.sign * found_C[self.outcome].to_numpy()
+        found = rank_correlation(x_C, y_C, rng, block_N=found_C["block"].to_numpy())
         verdict = str(judge_greater(found.rho, found.interval, found.p, self.smallest_effect))
+        note = f"blocks mixed: {rank_correlation(x_C, y_C, rng).rho:.2f}; {note}"
         if np.ptp(x_C) == 0 or np.ptp(y_C) == 0:
             verdict, note = INCONCLUSIVE, f"one of them is the same everywhere; {note}"
         low, high = map(float, found.interval)
         return {
             "all configurations": Finding(
-                verdict, found.rho, (low, high), 1 - ALPHA, found.p, len(points),
+                verdict, found.rho, (low, high), 1 - ALPHA, found.p, len(found_C),
                 self.smallest_effect, note.rstrip("; "),
             )
         }  # fmt: skip

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from prismatic.report.missing import NothingToDrawError
 from prismatic.report.style import COLOURS, MARKERS, MUTED, legend, panels, styled, title
 
-from .oscillation import Together
+from .oscillation import points
 from .spec import Findings
 from .unrolled import ALPHA, BURN_IN
 
@@ -50,31 +50,27 @@ def draw_courses(figure: Figure, sound: pd.DataFrame, arms: Sequence[str], train
 
 @dataclass(frozen=True)
 class PeriodicityAndSuccess:
-    """The share of periodic sequences beside the loss: a point per configuration."""
+    """The share of periodic sequences beside the loss: a point per configuration, by blocks."""
 
     caption: str
-    claim: Together
-    groups: Mapping[str, str]  # names, and what the arms of each begin with
+    blocks: Mapping[str, Sequence[str]]
+    measure: str
+    outcome: str
 
     def draw(self, table: pd.DataFrame, findings: Findings) -> Figure:
-        arms = set(table["arm"])
-        claim = self.claim.within(arms)
-        points = claim.points(table) if claim else pd.DataFrame()
-        if points.empty:
+        found = points(table, self.blocks, self.measure, self.outcome)
+        if found.empty:
             raise NothingToDrawError("no configuration was measured")
-        return draw_points(points, self.claim, self.groups)
+        return draw_points(found, self.measure, self.outcome)
 
 
 @styled
-def draw_points(
-    figure: Figure, points: pd.DataFrame, claim: Together, groups: Mapping[str, str]
-) -> None:
+def draw_points(figure: Figure, found: pd.DataFrame, measure: str, outcome: str) -> None:
     title(figure, "Periodic routing and success, a point per configuration")
     axes: Axes = figure.subplots()
-    for k, (name, start) in enumerate(groups.items()):
-        group = points[points.index.str.startswith(start)]
+    for k, (name, block) in enumerate(found.groupby("block", sort=False)):
         axes.scatter(
-            group[claim.outcome], group[claim.measure], s=44, alpha=0.8, label=name,
+            block[outcome], block[measure], s=44, alpha=0.8, label=name,
             color=COLOURS[k], marker=MARKERS[k],
         )  # fmt: skip
     axes.axhline(

@@ -82,5 +82,7 @@ def mutual_information(joint_DE: torch.Tensor) -> float:
         return 0.0
     joint_DE = joint_DE / joint_DE.sum()
     apart_DE = joint_DE.sum(1, keepdim=True) * joint_DE.sum(0)
-    information = torch.special.xlogy(joint_DE, joint_DE / apart_DE).sum()
+    # A view without any weight has none to divide by.
+    xlogy = torch.special.xlogy
+    information = (xlogy(joint_DE, joint_DE) - xlogy(joint_DE, apart_DE)).sum()
     return max(0.0, float(information)) / math.log(fewest)
