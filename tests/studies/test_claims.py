@@ -8,6 +8,7 @@ import pytest
 
 from prismatic.stats import clopper_pearson, equivalence_power, family_verdicts
 from prismatic.studies import Contrast, Frequency, UnjudgeableError, values
+from prismatic.studies.writing import power_rows
 
 SEEDS = 8
 
@@ -71,7 +72,7 @@ def test_a_diverged_run_counts_as_declared(runs):
 def test_a_value_that_is_not_finite_is_refused(runs):
     runs.loc[(runs["arm"] == "a") & (runs["seed"] == 0), "m"] = math.inf
     with pytest.raises(UnjudgeableError, match=r"arm 'a', seed 0, is inf"):
-        contrast().judge(runs, np.random.default_rng(0))
+        contrast().effects(runs)
 
 
 def test_the_logarithm_of_a_measure(runs):
@@ -84,6 +85,23 @@ def test_a_tier_leaves_out_effects_whose_arms_it_lacks():
     assert claim.arms() == {"a", "b", "c"}
     assert list(claim.within({"a", "b"}).contrasts) == ["one"]
     assert claim.within({"b", "c"}) is None
+
+
+def test_a_run_without_a_value_takes_its_own_effect_alone(runs):
+    two = {"one": {"a": 1, "b": -1}, "two": {"a": 1, "c": -1}}
+    whole = contrast(two).judge(runs, np.random.default_rng(0))
+    runs.loc[(runs["arm"] == "c") & (runs["seed"] == 2), ["m", "diverged"]] = [math.nan, 1.0]
+    found = contrast(two).judge(runs, np.random.default_rng(0))
+    assert found["two"].verdict == "no verdict" and "arm 'c', seed 2, diverged" in found["two"].note
+    assert found["one"] == whole["one"]  # of a family of two, still
+
+
+def test_a_family_too_large_for_its_seeds_says_so(runs):
+    many = {f"effect {k}": {"a": 1, "b": -1} for k in range(26)}
+    found = contrast(many).judge(runs, np.random.default_rng(0))["effect 3"]
+    assert found.verdict == "no verdict" and "8 seeds cannot support one of 26" in found.note
+    ((*_, power),) = power_rows({"x": contrast(many, pilot_sd=1.0)}, 8)
+    assert power == "none: 8 seeds cannot support one of 26 claims"
 
 
 def test_power_is_in_the_units_of_what_is_known():

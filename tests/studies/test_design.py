@@ -13,7 +13,8 @@ VIEWS = {"": ["router=dense"], "views": ["focal=none", "perturbation.scale=0.8"]
 
 def node(**parts):
     design = {"norm": NORMS, "views": VIEWS, "rate": RATES}
-    return {"arms": {"extra": ["seed=3"]}, "designs": [design], "tiers": {}, **parts}
+    tiers = {"smoke": {"seeds": 2}}
+    return {"arms": {"extra": ["seed=3"]}, "designs": [design], "tiers": tiers, **parts}
 
 
 def test_a_factorial_has_an_arm_for_each_combination():
@@ -72,6 +73,17 @@ def test_what_is_no_arm_is_left_as_it_is():
             "pattern='QK, \\*' is not valid: it matches none",
         ),
         ({"figures": {"a": {"of": ["pre, *", "pst"]}}}, "arm beside a pattern='pst' is not valid"),
+        ({"designs": [{"a": VIEWS, "b": VIEWS}]}, "arm='views' is not valid: it is declared twice"),
+        ({"claims": {"a": {"*, rate 1": 1, "pre, *": 2}}}, "name='pre, [a-z, ]*rate 1' is not"),
+        ({"designs": {"norm": NORMS}}, "designs={.*} is not valid: give a list: designs: "),
+        ({"designs": [{"norm": ["pre", "post"]}]}, r"factor norm=\['pre', 'post'\] is not valid"),
+        ({"designs": [{"norm": {}}]}, "factor norm={} is not valid: give a mapping, as in"),
+        ({"designs": [{"norm": {"pre": None}}]}, "level 'pre' of norm=None is not valid: give a"),
+        ({"designs": [{"norm": {"pre": "a=1"}}]}, "level 'pre' of norm='a=1' is not valid"),
+        ({"designs": [{"norm": {"pre": [{"a": 1}]}}]}, "arm pre=.* is not valid: give a list of"),
+        ({"arms": {"dense": "router=dense"}}, "arm dense='router=dense' is not valid: give a list"),
+        ({"arms": ["dense"]}, r"arms=\['dense'\] is not valid: give a mapping"),
+        ({"tiers": {"cpu": 10}}, "tier cpu=10 is not valid: give a mapping, as in tiers: "),
     ],
 )
 def test_a_name_that_fits_nothing_is_refused(changes, message):

@@ -132,10 +132,21 @@ def test_groups_are_compared_at_their_own_best_rates():
     }
     claim = at_best({"xavier": {"none": 1, "pre": -1}})
     (found,) = claim.judge(losses(means, 0.01), rng()).values()
-    assert found.verdict == "supported" and found.estimate == pytest.approx(0.2, abs=0.02)
+    assert found.estimate == pytest.approx(0.2, abs=0.02)
     assert "none: 0.001 (end of the grid)" in found.note and "pre: 0.01" in found.note
-    swapped = at_best({"xavier": {"pre": 1, "none": -1}})
-    assert swapped.judge(losses(means, 0.01), rng())["xavier"].verdict == "refuted"
+    assert found.verdict == "inconclusive"  # a lower rate might do without a norm
+    within = means | {"none": {"0.001": 3.5, "0.01": 3.0, "0.1": 4.0}}
+    (found,) = claim.judge(losses(within, 0.01), rng()).values()
+    assert found.verdict == "supported" and found.estimate == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize(("best", "verdict"), [("none", "inconclusive"), ("pre", "refuted")])
+def test_a_rate_beyond_the_grid_cannot_take_back_what_it_would_only_add_to(best, verdict):
+    """Pre against none: refuted, unless pre could be better by a rate that was not tried."""
+    at_end, inside = {"0.001": 2.8, "0.01": 3, "0.1": 3}, {"0.001": 3, "0.01": 2.8, "0.1": 3}
+    means = {one: at_end if one == best else inside for one in ("none", "pre")}
+    claim = at_best({"e": {"pre": 1, "none": -1}})
+    assert claim.judge(losses(means, 0.01), rng())["e"].verdict == verdict
 
 
 def test_searching_among_equal_rates_gains_nothing():
@@ -159,7 +170,7 @@ def test_a_blow_up_is_no_worse_than_divergence():
 
 
 def test_every_effect_must_hold():
-    good = {"0.001": 3.0, "0.01": 3.0, "0.1": 3.0}
+    good = {"0.001": 3.2, "0.01": 3.0, "0.1": 3.2}
     worse, same = {r: m + 0.5 for r, m in good.items()}, dict(good)
     contrasts = {"a": {"none a": 1, "pre": -1}, "b": {"none b": 1, "pre": -1}}
     claim = at_best(contrasts, every=True)

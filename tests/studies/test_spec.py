@@ -22,6 +22,11 @@ def study(**changes):
     [
         ({"controls": {}}, "a study needs at least one control"),
         ({"tiers__cpu__seeds": 1}, "seeds=1 is not valid: give at least 2"),
+        ({"tiers__cpu__seeds": "ten"}, "seeds='ten' is not valid: give at least 2"),
+        ({"arms": {"a < 1": [], "a > 1": []}}, "arm='a > 1' is not valid: its runs would lie"),
+        ({"claims__better__measure": "loss/vall"}, "measure of better='loss/vall' is not valid"),
+        ({"claims": {"a": {"says": "x"}}}, "claim a=.* is not valid: give it a _target_"),
+        ({"claims__better__contrasts": {"x": {"y": "one"}}}, "contrast x=.* give each arm a num"),
         ({"tiers__cpu__arms": ["dens"]}, "arm of tier cpu='dens' is not valid"),
         ({"tiers__cpu__arms": ["dense"]}, "controls need zero, too"),
         ({"tiers__cpu__of_arms": {"dens": []}}, "arm of tier cpu='dens' is not valid"),

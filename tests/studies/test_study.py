@@ -13,9 +13,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from filelock import FileLock
+from hydra import initialize_config_dir
 from mlflow import MlflowClient
 
-from ..tiny import ROOT
+from prismatic.studies import build
+from prismatic.studies.spec import digest
+from prismatic.studies.summary import latest, present
+
+from ..tiny import ROOT, composed
 from .toys import CONF
 
 TOY = ["--config-dir", str(CONF), "study=toy"]
@@ -143,12 +148,58 @@ def test_a_study_that_runs_elsewhere_is_left_alone(study):
         ("+seed=3", "there is no key seed"),
         ("pilot=1", "pilot=1 is not valid: give a number of seeds >= 2"),
         ("executor=process", "executor='process' is not valid: choose one of fork, inline"),
+        ("output=/proc/no", "output='/proc/no' is not valid: give a folder that can be written"),
+        (
+            "study.arms.dense=['router=dens']",
+            "arm 'dense': In 'train': Could not find 'router/dens'",
+        ),
+        ("study.claims.better.measure=loss/vall", "measure of better='loss/vall' is not valid"),
     ],
 )
 def test_bad_input_is_one_error(study, argument, message):
     done, _ = study(argument)
     assert done.status == 1
     assert message in done.err and "Traceback" not in done.err
+
+
+def test_one_study_at_a_time(script):
+    done = script("study", "study=[leak,floor]")
+    assert done.status == 1 and "give one: `-m study=leak,floor`" in done.err
+
+
+def test_a_folder_with_a_quote_in_its_name(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRISMATIC_OUTPUTS", str(tmp_path / "it's"))
+    done = script("study", *TOY, "executor=inline", "tier=smoke")
+    assert done.status == 0, done.err
+
+
+def test_what_is_to_be_repeated_is_what_was_typed(study):
+    _, folder = study("tier=smoke", "study.claims.better.smallest_effect=0.4")
+    told = json.loads((folder / "verdict.json").read_text())["command"]
+    assert str(CONF) in told and "study.claims.better.smallest_effect=0.4" in told
+
+
+def test_a_result_of_another_specification_is_marked():
+    """It also yields to one of a smaller tier that has the present one."""
+    results = [
+        {"study": "a", "tier": "gpu", "hash": "old"},
+        {"study": "a", "tier": "cpu", "hash": "new"},
+        {"study": "a", "tier": "smoke", "hash": "new"},
+        {"study": "b", "tier": "cpu", "hash": "old"},
+        {"study": "c", "tier": "cpu", "hash": "any"},
+    ]
+    known = {"a": "new", "b": "new"}
+    found = latest(results, lambda study, tier: known.get(study))
+    marked = [(one["study"], one["tier"], one["outdated"]) for one in found]
+    assert marked == [("a", "cpu", False), ("b", "cpu", True), ("c", "cpu", False)]
+
+
+def test_what_a_study_is_known_by_is_found_again():
+    node = build(composed("study=leak", config_name="study").study).node
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for tier in ("smoke", "cpu"):
+            assert present("leak", tier) == digest(node, tier)
+        assert present("no_such_study", "cpu") is None
 
 
 def test_a_summary_of_all_studies(study, script, tmp_path):

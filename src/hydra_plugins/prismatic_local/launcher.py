@@ -161,7 +161,7 @@ class LocalLauncher(Launcher):
     def start(self, number: int, overrides: Sequence[str]) -> None:
         """Start a trial in a free slot; inline: run it. Raises if Hydra cannot compose it."""
         assert len(self._trials.running) < self.n_jobs, "no slot is free"
-        self._trials.start(number, self._composed(number, overrides), overrides)
+        self._trials.start(number, self.composed(number, overrides), overrides)
 
     def finished(self, timeout: float | None = None) -> list[tuple[int, JobReturn]]:
         """Trials that ended since the last call: waits for one, or `timeout` seconds (None: ever).
@@ -179,8 +179,11 @@ class LocalLauncher(Launcher):
         """End every trial and the fork server, and wait until they are gone."""
         self._trials.close()
 
-    def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """The configuration of a trial: that of a plain run in its folder."""
+    def composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        """The configuration of a trial: that of a plain run in its folder.
+
+        Raises if Hydra cannot compose it.
+        """
         loader = self._context.config_loader
         config = loader.load_sweep_config(self._config, list(overrides))
         with open_dict(config):

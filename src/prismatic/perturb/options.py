@@ -29,7 +29,8 @@ def require(valid: bool, name: str, value: object, wanted: str) -> None:
 
 
 def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
-    require(value in valid, name, value, f"choose one of {', '.join(valid)}")
+    mark = "; " if any(", " in one for one in valid) else ", "
+    require(value in valid, name, value, f"choose one of {mark.join(valid)}")
 
 
 @dataclass(frozen=True)

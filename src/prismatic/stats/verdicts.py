@@ -121,13 +121,17 @@ def family_verdicts(
     smallest_effect: float,
     claim: str = "greater",
     rng: np.random.Generator | None = None,
+    lost: int = 0,
 ) -> dict[str, Verdict]:
-    """Judge a declared family of claims of one kind, by name: Holm's p, simultaneous intervals."""
+    """Judge a declared family of claims of one kind, by name: Holm's p, simultaneous intervals.
+
+    `lost` claims of the family could not be measured: its size stays what was declared.
+    """
     table = {name: paired(values) for name, values in differences.items()}
     p = {name: float(sign_flip_p(values, rng)) for name, values in table.items()}
-    adjusted = dict(zip(p, holm(list(p.values())).tolist(), strict=True))
+    adjusted = dict(zip(p, holm([*p.values(), *[1.0] * lost]).tolist(), strict=False))
     return {
-        name: judged(values, smallest_effect, claim, p[name], adjusted[name], len(table))
+        name: judged(values, smallest_effect, claim, p[name], adjusted[name], len(table) + lost)
         for name, values in table.items()
     }
 

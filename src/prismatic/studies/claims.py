@@ -25,7 +25,7 @@ from prismatic.stats import (
     smallest_equivalence_margin,
 )
 from prismatic.stats.intervals import Interval
-from prismatic.stats.verdicts import RULES
+from prismatic.stats.verdicts import NO_VERDICT, RULES
 
 ASSAY = "inconclusive (assay)"  # a control failed: whatever was measured shows nothing
 
@@ -67,7 +67,9 @@ class Claim(Protocol):
         """The arms that the claim cannot do without."""
 
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
-        """A finding per effect. Raises `UnjudgeableError` where a run lacks the measure."""
+        """A finding per effect. Raises `UnjudgeableError` where a run lacks the measure and no
+        effect can do without it.
+        """
 
 
 @runtime_checkable
@@ -166,6 +168,9 @@ class Contrast:
         one_of("kind", self.kind, ("greater", "no difference"))
         require(self.smallest_effect > 0, "smallest_effect", self.smallest_effect, "give > 0")
         require(bool(self.contrasts), "contrasts", self.contrasts, "name at least one effect")
+        for name, weights in self.contrasts.items():
+            valid = bool(weights) and all(isinstance(w, int | float) for w in weights.values())
+            require(valid, f"contrast {name}", weights, "give each arm a number: {a: 1, b: -1}")
 
     def arms(self) -> set[str]:
         return {arm for weights in self.contrasts.values() for arm in weights}
@@ -188,10 +193,18 @@ class Contrast:
         return np.log(found) if self.log else found
 
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
+        measured, lost = {}, {}
+        for name, weights in self.contrasts.items():
+            try:
+                measured[name] = self.effect(table, weights)
+            except UnjudgeableError as error:
+                lost[name] = unjudged(NO_VERDICT, str(error))
         verdicts = family_verdicts(
-            self.effects(table), smallest_effect=self.smallest_effect, claim=self.kind, rng=rng
+            measured, smallest_effect=self.smallest_effect, claim=self.kind, rng=rng, lost=len(lost)
         )
-        return {name: finding(verdict) for name, verdict in verdicts.items()}
+        return {
+            name: lost[name] if name in lost else finding(verdicts[name]) for name in self.contrasts
+        }
 
     def power(self, num_seeds: int) -> Power:
         return paired_design(
@@ -232,24 +245,26 @@ class Frequency:
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
         rule = RULES["greater"]
         level = simultaneous_level(len(self.groups), rule.level)
-        happened = {
-            name: np.concatenate([values(table, arm, self.measure) for arm in arms])
+        counts = {
+            name: {arm: values(table, arm, self.measure) for arm in arms}
             for name, arms in self.groups.items()
         }
-        p = [
-            stats.binomtest(int(one.sum()), one.size, self.above).pvalue
-            for one in happened.values()
-        ]
+        whole = {name: np.concatenate([*by_arm.values()]) for name, by_arm in counts.items()}
+        p = [stats.binomtest(int(one.sum()), one.size, self.above).pvalue for one in whole.values()]
         found = {}
-        for (name, one), holm_p in zip(happened.items(), holm(p), strict=True):
+        for (name, one), holm_p in zip(whole.items(), holm(p), strict=True):
             low, high = clopper_pearson(int(one.sum()), one.size, level)
             estimate = float(one.mean()) - self.above
             interval = Interval(low - self.above, high - self.above)
             verdict = str(rule.judge(estimate, interval, holm_p, self.smallest_effect))
             bounds = (float(interval.low), float(interval.high))
+            most = max(counts[name], key=lambda arm: counts[name][arm].mean())
+            note = f"{int(one.sum())} of {one.size} runs"
+            if one.any() and len(counts[name]) > 1:
+                note += f"; most in {most}: {int(counts[name][most].sum())}"
             found[name] = Finding(
                 verdict, estimate, bounds, level, float(holm_p), one.size, self.smallest_effect,
-                f"{int(one.sum())} of {one.size} runs",
+                note,
             )  # fmt: skip
         return found
 
@@ -257,9 +272,12 @@ class Frequency:
 def finding(verdict: Verdict) -> Finding:
     """A verdict on paired differences, as a study keeps it."""
     low, high = map(float, verdict.interval)
+    note = f"P(larger on a new seed) = {verdict.p_better:.2f}"
+    if verdict.verdict == NO_VERDICT:
+        note = f"{verdict.n} seeds cannot support one of {verdict.num_claims} claims; {note}"
     return Finding(
         verdict.verdict, verdict.estimate, (low, high), verdict.level, verdict.holm_p, verdict.n,
-        verdict.smallest_effect, f"P(larger on a new seed) = {verdict.p_better:.2f}",
+        verdict.smallest_effect, note,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 A factorial is declared by its factors, and its arms are then named by patterns.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
@@ -12,6 +12,9 @@ from prismatic.perturb import one_of, require
 
 AND = ", "  # between the levels by which an arm is named
 WILD = set("*?[")  # in a name: it is a pattern
+ARMS = "arms: {slow: [optim.lr=0.001]}"
+DESIGNS = "designs: [{rate: {slow: [optim.lr=0.001], fast: [optim.lr=0.01]}}]"
+TIERS = "tiers: {cpu: {seeds: 10}}"
 EACH = "{arm}"  # below a pattern: the arm that it stands for
 
 
@@ -26,29 +29,42 @@ def written_out(node: Mapping[str, Any]) -> dict[str, Any]:
     and for a pattern that matches none.
     """
     rest = dict(node)
-    arms = dict(rest.get("arms") or {})
-    for design in rest.pop("designs", None) or ():
-        for name, overrides in combinations(design).items():
+    arms = dict(a_mapping("arms", rest["arms"], ARMS)) if rest.get("arms") else {}
+    designs = rest.pop("designs", None) or []
+    require(isinstance(designs, list), "designs", designs, f"give a list: {DESIGNS}")
+    for design in designs:
+        for name, overrides in combinations(design):
             require(name not in arms, "arm", name, "it is declared twice: rename a level")
             arms[name] = overrides
+    for name, overrides in arms.items():
+        valid = isinstance(overrides, list) and all(isinstance(one, str) for one in overrides)
+        require(valid, f"arm {name}", overrides, f"give a list of overrides, as in {ARMS}")
     names = tuple(arms)
     for key in ("claims", "controls", "figures"):
         if key in rest:
             rest[key] = named(rest[key], names)
-    tiers = {
-        name: {k: v if k == "overrides" else named(v, names) for k, v in tier.items()}
-        for name, tier in rest["tiers"].items()
-    }
+    tiers = {}
+    for name, tier in a_mapping("tiers", rest.get("tiers"), TIERS).items():
+        options = a_mapping(f"tier {name}", tier, TIERS).items()
+        tiers[name] = {k: v if k == "overrides" else named(v, names) for k, v in options}
     return rest | {"arms": arms, "tiers": tiers}
 
 
-def combinations(design: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
+def combinations(design: Any) -> Iterator[tuple[str, list[str]]]:
     """The arms of a factorial."""
-    arms = {}
+    for factor, levels in a_mapping("design", design, DESIGNS).items():
+        for level, overrides in a_mapping(f"factor {factor}", levels, DESIGNS).items():
+            wanted = f"give a list of overrides, as in {DESIGNS}"
+            require(isinstance(overrides, list), f"level {level!r} of {factor}", overrides, wanted)
     for levels in product(*(factor.items() for factor in design.values())):
         name = AND.join(str(level) for level, _ in levels if level != "")
-        arms[name] = [override for _, overrides in levels for override in overrides]
-    return arms
+        yield name, [override for _, overrides in levels for override in overrides]
+
+
+def a_mapping(name: str, value: Any, like: str) -> dict[str, Any]:
+    """Raises `ValueError` unless it is one, and not empty."""
+    require(isinstance(value, dict) and bool(value), name, value, f"give a mapping, as in {like}")
+    return value
 
 
 def named(node: Any, arms: tuple[str, ...], each: str = EACH) -> Any:
@@ -62,9 +78,12 @@ def named(node: Any, arms: tuple[str, ...], each: str = EACH) -> Any:
     written: dict[Any, Any] = {}
     for key, value in node.items():
         if is_pattern(key):
-            written |= {arm: named(value, arms, arm) for arm in matched(key, arms)}
+            found = {arm: named(value, arms, arm) for arm in matched(key, arms)}
         else:
-            written[named(key, arms, each)] = named(value, arms, each)
+            found = {named(key, arms, each): named(value, arms, each)}
+        for twice in found.keys() & written.keys():
+            require(False, "name", twice, f"it is given twice, the second time by {key!r}")
+        written |= found
     return written
 
 

@@ -145,8 +145,10 @@ class AtBestRate:
     mean over the *other* seeds is least: a rate that was lucky with a seed is not chosen for that,
     so no group gains from having been searched. What is above `worst` counts as that: a run that
     blew up and stayed finite is no worse than one that diverged. `contrasts` maps effects to the
-    weights of groups, oriented so that the claim says > 0. With `every`, a further finding says
-    whether the claim holds for all effects: supported if each is, refuted if one is.
+    weights of groups, oriented so that the claim says > 0; an effect that a better rate beyond an
+    end of the grid could take back, since one was chosen there, is inconclusive. With `every`, a
+    further finding says whether the claim holds for all effects: supported if each is, refuted if
+    one is.
     """
 
     says: str
@@ -205,10 +207,19 @@ class AtBestRate:
             self.effects(table), smallest_effect=self.smallest_effect, rng=rng
         )
         found = {
-            name: replace(finding(verdict), note=self.chosen(table, self.contrasts[name]))
+            name: self.bounded(table, finding(verdict), self.contrasts[name])
             for name, verdict in verdicts.items()
         }
         return found | ({EVERY: weakest(found)} if self.every else {})
+
+    def bounded(self, table: pd.DataFrame, found: Finding, weights: Mapping[str, float]) -> Finding:
+        """The finding, inconclusive where a rate beyond the grid could take it back."""
+        took = {group: set(self.tuned(table, group)[1].tolist()) for group in weights}
+        ends = {0, len(self.rates) - 1} if len(self.rates) > 1 else set()
+        sign = {SUPPORTED: 1, REFUTED: -1}.get(found.verdict, 0)
+        short = [group for group in weights if sign * weights[group] > 0 and took[group] & ends]
+        verdict = INCONCLUSIVE if short else found.verdict
+        return replace(found, verdict=verdict, note=self.chosen(table, weights))
 
     def chosen(self, table: pd.DataFrame, groups: Mapping[str, float]) -> str:
         """The rates that were chosen; those at an end of the grid say that it is too short."""

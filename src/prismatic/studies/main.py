@@ -1,6 +1,7 @@
 """What `src/study.py` does: run what has not run, judge the table, write the report."""
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,7 +37,10 @@ OFTEN = 10.0  # seconds between lines of progress
 
 
 def main(config: DictConfig) -> None:
-    """Run a study, or the summary of all."""
+    """Run a study, or the summary of all. Raises `ValueError` for a list of studies."""
+    for key, _, value in (one.partition("=") for one in typed()):
+        one = key != "study" or not value.startswith("[")
+        require(one, "study", value, "give one: `-m study=leak,floor` runs one after the other")
     build(config.study).run(config)
 
 
@@ -66,6 +71,7 @@ class StudyRun:
         Raises `ValueError` while another process runs the same study.
         """
         one_of("tier", config.tier, TIERS)
+        one_of("executor", config.executor or "fork", runner.EXECUTORS)
         enough = isinstance(config.pilot, int) and (config.pilot == 0 or config.pilot >= 2)
         require(enough, "pilot", config.pilot, "give a number of seeds >= 2, or 0 for none")
         study, tier = self.study, self.study.tier(config.tier)
@@ -120,7 +126,7 @@ class StudyRun:
         commit = provenance(ROOT).commit or "unknown"
         facts = writing.Facts(
             config.tier, known, list(seeds), len(runs), float(runs["seconds"].sum()),
-            f"python src/study.py study={study.name} tier={config.tier}", commit,
+            command(config), commit,
         )  # fmt: skip
         files = writing.write(study, facts, judged, runs, folder)
         parent.conclude(judged, files)
@@ -134,10 +140,29 @@ class StudyRun:
         print(f"MLflow:  {parent.url()}")
 
 
+def command(config: DictConfig) -> str:
+    """What gave these results: what was typed, where that is known."""
+    own = [f"study={config.study.name}", f"tier={config.tier}"]
+    if HydraConfig.initialized():
+        sources = HydraConfig.get().runtime.config_sources
+        folders = [one.path for one in sources if one.provider == "command-line"]
+        own = [*(part for folder in folders for part in ("--config-dir", folder)), *typed()]
+    return shlex.join(["python", "src/study.py", *own])
+
+
+def typed() -> list[str]:
+    """The overrides of the command line, where there is one."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Within the context no other process runs the study; a request to end it is like Ctrl-C."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        wanted = f"give a folder that can be written, or set PRISMATIC_OUTPUTS ({error})"
+        require(False, "output", str(folder.parent.parent), wanted)
     if current_thread() is main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -153,7 +178,7 @@ def alone(folder: Path) -> Iterator[None]:
 def spreads(study: Study, tier: Tier, runs: pd.DataFrame) -> pd.DataFrame:
     """The mean and deviation of every paired effect: what `pilot_sd` is taken from."""
     rows = []
-    for name, claim in {**study.claims_of(tier), **study.controls}.items():
+    for name, claim in {**study.claims_of(tier), **study.controls_of(tier)}.items():
         if isinstance(claim, Paired):
             for effect, found_N in claim.effects(runs).items():
                 rows.append([name, effect, f"{found_N.mean():.4g}", f"{found_N.std(ddof=1):.3g}"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from prismatic.report.page import FOLDER
+from prismatic.sweeps.rerun import text
 from prismatic.tracking import Recorder
 
 from .spec import Study
@@ -37,12 +38,11 @@ class Parent:
     @property
     def overrides(self) -> list[str]:
         """What the study's runs need to be recorded below it."""
-        tags = ",".join(f"{name}:'{value}'" for name, value in self.tags.items())
         return [
-            f"++logger.tracking_uri='{self.logger.tracking_uri}'",
-            f"++logger.experiment_name='{self.logger.experiment_name}'",
-            f"++logger.parent_run_id='{self.recorder.version}'",
-            f"++tags={{{tags}}}",
+            f"++logger.tracking_uri={text(self.logger.tracking_uri)}",
+            f"++logger.experiment_name={text(self.logger.experiment_name)}",
+            f"++logger.parent_run_id={text(self.recorder.version)}",
+            f"++tags={text(self.tags)}",
         ]
 
     def conclude(self, judged: Judgement, files: Iterable[Path]) -> None:

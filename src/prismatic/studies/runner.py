@@ -1,7 +1,6 @@
 """The runs of a study: every arm with every seed, by the local launcher; finished ones stay."""
 
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -17,14 +16,15 @@ from omegaconf import open_dict
 
 from hydra_plugins.prismatic_local._outcome import LOG
 from hydra_plugins.prismatic_local.launcher import LocalLauncher
-from prismatic.perturb import one_of
+from prismatic.cli import explain
 from prismatic.sweeps.rerun import text
 
 from . import job
-from .spec import Study, Tier
+from .spec import KEPT, Study, Tier, plain
 
 RUNS = "runs"  # the folder of a study's runs
 GIVE_UP = 5  # failures after which no further run is started: the table has holes anyway
+EXECUTORS = ("fork", "inline")
 ONCE = "trainer.val_check_interval=${trainer.max_steps}"  # studies look at the end alone
 
 
@@ -55,11 +55,6 @@ def job_of(study: Study, tier: Tier, arm: str, seeds: Sequence[int]) -> Job:
     return Job(arm, seeds, folder, overrides)
 
 
-def plain(name: str) -> str:
-    """A name as it can stand in a path or a metric."""
-    return re.sub(r"[^\w.+-]+", "_", name).strip("_")
-
-
 def is_done(folder: Path, one: Job) -> bool:
     return (folder / one.folder / job.MEASURED).exists()
 
@@ -76,11 +71,13 @@ def run(
     """Run jobs side by side; the errors of those that failed, by their folders.
 
     `common` are overrides for all; `say(ended, failed)` hears how it goes. An interrupt ends all.
+    Raises `ValueError`, before anything runs, for an arm that Hydra cannot compose.
     """
-    one_of("executor", executor, ("fork", "inline"))
     failed: dict[str, BaseException] = {}
     left = list(waiting)
     with launcher(folder, together, n_jobs, executor) as local:
+        for one in {one.arm: one for one in waiting}.values():
+            check(local, one, common)
         running: dict[int, Job] = {}
         ended = 0
         while left or running:
@@ -100,12 +97,22 @@ def run(
     return failed
 
 
+def check(local: LocalLauncher, one: Job, common: Sequence[str]) -> None:
+    try:
+        local.composed(0, whole(one, common))
+    except Exception as error:
+        raise ValueError(f"arm {one.arm!r}: {explain(error) or error}") from error
+
+
+def whole(one: Job, common: Sequence[str]) -> list[str]:
+    return [*one.overrides, *common, f"hydra.sweep.subdir={one.folder}"]
+
+
 def start(local: LocalLauncher, number: int, one: Job, common: Sequence[str], folder: Path) -> None:
     """Start a run in a free slot; what it prints goes to a file, also where it runs in here."""
-    overrides = [*one.overrides, *common, f"hydra.sweep.subdir={one.folder}"]
     (folder / one.folder).mkdir(parents=True, exist_ok=True)
     with (folder / one.folder / LOG).open("w") as file, redirect_stdout(file):
-        local.start(number, overrides)
+        local.start(number, whole(one, common))
 
 
 @contextmanager
@@ -146,5 +153,4 @@ def read_table(study: Study, folder: Path, planned: Sequence[Job]) -> pd.DataFra
         for row in json.loads((folder / one.folder / job.MEASURED).read_text())
     ]
     table = pd.DataFrame(rows)
-    kept = ["arm", "seed", "diverged", "seconds"]
-    return table[kept + sorted(c for c in table if c not in kept and study.wants(str(c)))]
+    return table[[*KEPT, *sorted(c for c in table if c not in KEPT and study.wants(str(c)))]]

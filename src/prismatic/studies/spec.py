@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,6 +16,7 @@ from prismatic.perturb import one_of, require
 from .claims import Claim, Divisible, Finding
 
 TIERS = ("smoke", "cpu", "gpu")
+KEPT = ("arm", "seed", "diverged", "seconds")  # of every run
 PILOT = 10_000  # the first pilot seed; confirmatory ones begin at 0
 
 Findings = Mapping[str, Mapping[str, Finding]]  # by claim and effect
@@ -46,7 +48,8 @@ class Tier:
     first: int = 0
 
     def __post_init__(self) -> None:
-        require(self.seeds >= 2, "seeds", self.seeds, "give at least 2")
+        whole = isinstance(self.seeds, int) and self.seeds >= 2
+        require(whole, "seeds", self.seeds, "give at least 2")
         last = self.first + self.seeds - 1
         valid = 0 <= self.first and last < PILOT
         require(valid, "first", self.first, f"from {PILOT} on seeds are pilots: give 0 or more")
@@ -78,6 +81,12 @@ class Study:
 
     def __post_init__(self) -> None:
         require(bool(self.controls), "controls", None, "a study needs at least one control")
+        folders: dict[str, str] = {}
+        for arm in self.arms:
+            other = folders.setdefault(plain(arm), arm)
+            wanted = f"its runs would lie where those of {other!r} do: rename one"
+            require(other == arm, "arm", arm, wanted)
+        self.check_measures()
         tiers = {name: Tier(**tier) for name, tier in self.tiers.items()}
         object.__setattr__(self, "tiers", tiers)
         for name, tier in tiers.items():
@@ -91,6 +100,19 @@ class Study:
         for claim in self.claims.values():
             for arm in claim.arms():
                 one_of("arm of a claim", arm, tuple(self.arms))
+
+    def check_measures(self) -> None:
+        """Raises `ValueError` for what is no claim, and for one about a measure that the study does
+        not keep.
+        """
+        for name, claim in {**self.claims, **self.controls}.items():
+            wanted = "give it a _target_, such as prismatic.studies.Contrast"
+            require(hasattr(claim, "judge"), f"claim {name}", claim, wanted)
+            asked = {getattr(claim, key, None) for key in ("measure", "outcome")} - {None}
+            for measure in asked | set(getattr(claim, "measures", ())):
+                known = measure in KEPT or self.wants(str(measure))
+                wanted = f"it is none of the study's measures: {', '.join(self.measures)}"
+                require(known, f"measure of {name}", measure, wanted)
 
     def tier(self, name: str) -> Tier:
         """Raises `ValueError` for a tier that the study does not have."""
@@ -111,6 +133,11 @@ class Study:
     def wants(self, metric: str) -> bool:
         """Whether a metric is one of the measures."""
         return any(fnmatchcase(metric, pattern) for pattern in self.measures)
+
+
+def plain(name: str) -> str:
+    """A name as it can stand in a path or a metric."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_")
 
 
 def answerable(claims: Mapping[str, Claim], arms: set[str]) -> dict[str, Claim]:

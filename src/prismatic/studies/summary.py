@@ -1,22 +1,26 @@
 """One page of all studies: each claim, where it is made, and what was found."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from prismatic.files import write_text
 from prismatic.perturb import require
 from prismatic.report.markup import page, paragraph, table
 
-from .spec import TIERS
+from .design import written_out
+from .spec import TIERS, digest
 from .writing import HTML, VERDICT, markdown_table, print_table
 
 NAME = "summary"
+OUTDATED = ", by another specification"
 HEAD = (
     "study",
     "claim",
@@ -38,7 +42,7 @@ class Summary:
         Raises `ValueError` where no study has been run.
         """
         folder = Path(config.output).absolute()
-        found = latest(read(folder))
+        found = latest(read(folder), present)
         wanted = "run one first: python src/study.py study=leak tier=cpu"
         require(bool(found), "output", str(folder), f"it holds no finished study; {wanted}")
         rows = [row for result in found for row in rows_of(result)]
@@ -55,19 +59,36 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) | {"folder": str(path.parent)} for path in paths]
 
 
-def latest(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of each study the largest tier, and of that the last one."""
-    best: dict[str, Mapping[str, Any]] = {}
+def present(study: str, tier: str) -> str | None:
+    """What a study that a command could run now is known by; None if there is none."""
+    try:
+        node = compose("study", [f"study={study}"]).study
+        return digest(written_out(OmegaConf.to_container(node, resolve=True)), tier)  # type: ignore[arg-type]
+    except (HydraException, ValueError, KeyError):
+        return None
+
+
+def latest(
+    results: Iterable[Mapping[str, Any]], present: Callable[[str, str], str | None]
+) -> list[dict[str, Any]]:
+    """Of each study the largest tier, and of that the last one.
+
+    One of the specification that `present` says there is now comes before any other, which is
+    marked as `outdated`.
+    """
+    best: dict[str, tuple[tuple[bool, int], dict[str, Any]]] = {}
     for result in results:
-        other = best.get(result["study"])
-        if other is None or TIERS.index(result["tier"]) >= TIERS.index(other["tier"]):
-            best[result["study"]] = result
-    return [best[name] for name in sorted(best)]
+        known = present(result["study"], result["tier"])
+        outdated = known is not None and known != result["hash"]
+        rank = (not outdated, TIERS.index(result["tier"]))
+        if result["study"] not in best or rank >= best[result["study"]][0]:
+            best[result["study"]] = rank, {**result, "outdated": outdated}
+    return [best[name][1] for name in sorted(best)]
 
 
 def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
     """A row of text per claim and effect."""
-    name = f"{result['study']} ({result['tier']})"
+    name = f"{result['study']} ({result['tier']}{OUTDATED if result['outdated'] else ''})"
     minutes = f"{result['seconds'] / 60:.1f}"
     return [
         [

@@ -18,10 +18,10 @@ from prismatic.report.markup import notice, page, paragraph, picture, table
 from prismatic.report.missing import NothingToDrawError
 from prismatic.report.study import Effect, draw_dots, draw_forest
 from prismatic.report.style import png
+from prismatic.stats.verdicts import too_few
 
 from .claims import ASSAY, Claim, Finding, Paired, UnjudgeableError
-from .runner import plain
-from .spec import Study
+from .spec import Study, plain
 from .verdict import Judgement, overall
 
 VERDICT, TABLE, HTML, MARKDOWN = "verdict.json", "table.csv", "report.html", "report.md"
@@ -78,6 +78,8 @@ def power_rows(claims: Mapping[str, Claim], num_seeds: int) -> list[list[str]]:
             found = claim.power(num_seeds)
             finds, of = POWER_OF[found.kind]
             power = "unknown: no pilot" if found.power is None else f"{found.power:.2f} {of}"
+            if too_few(num_seeds, found.effects):
+                power = f"none: {num_seeds} seeds cannot support one of {found.effects} claims"
             size = f"{finds} {found.smallest:.3g} {found.unit}"
             rows.append([name, str(found.effects), size, power])
     return rows
