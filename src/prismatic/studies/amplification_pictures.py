@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from prismatic.report.missing import NothingToDrawError
 from prismatic.report.style import ACCENT, MUTED, legend, plain, styled, title, view_style
 
-from .amplification import NAME, SATURATED, TINY, curve
+from .growth import NAME, SATURATED, TINY, curve
 from .spec import Findings
 
 STATES = {"init": "at initialisation", "trained": "trained"}

@@ -3,13 +3,12 @@
 Shapes: B rows of one domain, T positions, D domains, E views, L passes.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from prismatic.data import Batch, Task
@@ -20,19 +19,10 @@ from prismatic.training import Learner, views_apart
 from prismatic.training.adaptation import DomainRouting, Twins
 from prismatic.training.findings import by_router, is_routed
 
+from .unrolled import Scripted, scripted
+
 PARTS = 4  # of training, at the end of each of which views are compared
 ALIKE = 0.02  # bits: views that are never further apart than this predict the same
-
-
-class Replay(nn.Module):
-    """A gate that gives, call by call, what gates gave before."""
-
-    def __init__(self, logits: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self.logits = iter(logits)
-
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return next(self.logits)
 
 
 def gated(model: Transformer) -> list[torch.Tensor]:
@@ -41,18 +31,10 @@ def gated(model: Transformer) -> list[torch.Tensor]:
     return [router.temperature * routing.logits for router, routing in passes]
 
 
-@contextmanager
-def replayed(model: Transformer, logits_L: Sequence[torch.Tensor]) -> Iterator[None]:
+def replayed(model: Transformer, logits_L: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
     """Within the context one forward routes as if its gates gave these, one per pass."""
     routers = model.routers
-    gates = [router.gate for router in routers]
-    try:
-        for k, router in enumerate(routers):
-            router.gate = Replay(logits_L[k :: len(routers)])
-        yield
-    finally:
-        for router, gate in zip(routers, gates, strict=True):
-            router.gate = gate
+    return scripted(routers, [Scripted(logits_L[k :: len(routers)]) for k in range(len(routers))])
 
 
 def rows_by_domain(task: Task, rows: int) -> list[Batch]:
