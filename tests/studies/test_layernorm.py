@@ -204,5 +204,5 @@ def test_pictures_are_drawn():
     assert drawn["pre, after"] == [2] * 8 and len(png(figure)) > 5_000
     table = losses({"none": {"0.001": 3.0, "0.01": 3.5}, "pre": {"0.01": 2.8}}, 0.01)
     panels = {"xavier": {"without": "none", "with": "pre"}, "other": {"with": "gone"}}
-    figure = LossOverRate("c", panels, RATES).draw(table, {})
+    figure = LossOverRate("c", panels, RATES, 5.5).draw(table, {})
     assert len(figure.axes) == 1 and len(png(figure)) > 5_000

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prismatic.report.missing import NothingToDrawError
-from prismatic.report.style import ACCENT, legend, panels, styled, title, view_style
+from prismatic.report.style import ACCENT, MUTED, legend, panels, styled, title, view_style
 
 from .layernorm import largest_of
 from .spec import Findings
@@ -59,11 +59,15 @@ def draw_logits(figure: Figure, found: Mapping[str, Mapping[str, np.ndarray]]) -
 
 @dataclass(frozen=True)
 class LossOverRate:
-    """The validation loss over the learning rate: a panel per name, a line per group of arms."""
+    """The validation loss over the learning rate: a panel per name, a line per group of arms.
+
+    A loss above `worst` is drawn as that.
+    """
 
     caption: str
     panels: Mapping[str, Mapping[str, str]]  # groups by the name of the line, by panel
     rates: Sequence[str]
+    worst: float
     measure: str = "loss/val"
 
     def draw(self, table: pd.DataFrame, findings: Findings) -> Figure:
@@ -79,14 +83,16 @@ class LossOverRate:
                     found.setdefault(panel, {})[name] = np.array(points)
         if not found:
             raise NothingToDrawError("no arm of this picture was run")
-        return draw_losses(found)
+        return draw_losses(found, self.worst)
 
     def losses(self, table: pd.DataFrame, arm: str) -> np.ndarray:
-        return table.loc[table["arm"] == arm, self.measure].to_numpy(dtype=float)
+        return table.loc[table["arm"] == arm, self.measure].clip(upper=self.worst).to_numpy()
 
 
 @styled
-def draw_losses(figure: Figure, found: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def draw_losses(
+    figure: Figure, found: Mapping[str, Mapping[str, np.ndarray]], worst: float
+) -> None:
     title(figure, "Validation loss over the learning rate")
     names = list(dict.fromkeys(name for lines in found.values() for name in lines))
     grid = panels(figure, len(found))
@@ -96,11 +102,10 @@ def draw_losses(figure: Figure, found: Mapping[str, Mapping[str, np.ndarray]]) -
             rate_A, mean_A, spread_A = point_A3.T
             look = view_style(names.index(name)) | {"markersize": 4}
             axes.errorbar(rate_A, mean_A, yerr=spread_A, capsize=2, label=name, **look)
-        axes.set(title=panel, xscale="log", yscale="log", xlabel="learning rate")
+        axes.axhline(worst, color=MUTED, linestyle=":", linewidth=1)
+        axes.set(title=panel, xscale="log", xlabel="learning rate")
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=90)
         axes.xaxis.minorticks_off()
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.yaxis.set_major_formatter("{x:g}")
         axes.label_outer()
     figure.supylabel("nats per byte, mean and deviation", fontsize=10.5)
     legend(figure, grid[0])
