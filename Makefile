@@ -32,7 +32,7 @@ lint: env ## ruff and mypy
 	$(RUN) -m ruff format --check src tests
 	$(RUN) -m mypy
 
-studies: env ## all studies (TIER=smoke: do they run? cpu: about an hour; gpu) and their summary
+studies: env ## all studies (TIER=smoke: do they run? cpu: two hours on two cores; gpu) and their summary
 	$(RUN) src/study.py -m 'study=glob(*,exclude=summary)' tier=$(or $(TIER),cpu)
 	$(RUN) src/study.py study=summary
 
