@@ -1,7 +1,8 @@
 """One page of all studies: each claim, where it is made, and what was found."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from html import escape
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ HEAD = (
     "verdict",
     "estimate and interval",
     "power",
-    "minutes",
 )
 
 
@@ -48,7 +48,7 @@ class Summary:
         rows = [row for result in found for row in rows_of(result)]
         reports = {r["study"]: relpath(Path(r["folder"], HTML), folder) for r in found}
         write_text(folder / f"{NAME}.md", markdown(found, rows, reports))
-        write_text(folder / f"{NAME}.html", html(found, rows, reports))
+        write_text(folder / f"{NAME}.html", html(found, reports))
         print_table(pd.DataFrame(rows, columns=list(HEAD)))
         print(f"summary: {folder / f'{NAME}.html'}")
 
@@ -87,17 +87,30 @@ def latest(
 
 
 def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
-    """A row of text per claim and effect."""
-    name = f"{result['study']} ({result['tier']}{OUTDATED if result['outdated'] else ''})"
-    minutes = f"{result['seconds'] / 60:.1f}"
+    """A row of text per effect; what is the same for a whole claim stands in its first row."""
+    name = f"{title(result)}, {minutes(result)}"
+    rows = []
+    for claim in result["claims"].values():
+        whole = [name, claim["says"], claim["source"] or "-", claim["power"] or "-"]
+        for row in effects(claim):
+            rows.append([*whole[:3], *row, whole[3]])
+            whole = [""] * 4
+    return rows
+
+
+def effects(claim: Mapping[str, Any]) -> list[list[str]]:
     return [
-        [
-            name, claim["says"], claim["source"] or "-", effect or "-", finding["verdict"],
-            finding["shown"], claim["power"] or "-", minutes,
-        ]
-        for claim in result["claims"].values()
+        [effect or "-", finding["verdict"], finding["shown"]]
         for effect, finding in claim["findings"].items()
-    ]  # fmt: skip
+    ]
+
+
+def title(result: Mapping[str, Any]) -> str:
+    return f"{result['study']} ({result['tier']}{OUTDATED if result['outdated'] else ''})"
+
+
+def minutes(result: Mapping[str, Any]) -> str:
+    return f"{result['seconds'] / 60:.1f} min"
 
 
 INTRODUCTION = (
@@ -116,11 +129,24 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def html(
-    results: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[str]], reports: Mapping[str, str]
-) -> str:
+def html(results: Sequence[Mapping[str, Any]], reports: Mapping[str, str]) -> str:
     links = [
-        f'<p><a href="{reports[r["study"]]}">{r["study"]}</a> ({r["verdict"]}): {r["question"]}</p>'
+        f'<p><a href="#{r["study"]}">{r["study"]}</a> ({r["verdict"]}): {escape(r["question"])}</p>'
         for r in results
     ]
-    return page("Studies", [paragraph(INTRODUCTION, "facts"), *links, table(HEAD, rows)])
+    parts = [part for r in results for part in section(r, reports[r["study"]])]
+    return page("Studies", [paragraph(INTRODUCTION, "facts"), *links, *parts])
+
+
+def section(result: Mapping[str, Any], report: str) -> Iterator[str]:
+    """A study's part of the page: a table of effects for each claim."""
+    yield f'<h2 id="{result["study"]}">{escape(title(result))}: {escape(result["question"])}</h2>'
+    source = result["source"] or "none: a guard"
+    yield f'<p><a href="{escape(report)}">Report</a></p>'
+    yield paragraph(f"{minutes(result)} of computing · source {source}", "facts")
+    yield paragraph(result["covers"], "setup")
+    for claim in result["claims"].values():
+        yield f"<h3>{escape(claim['says'])}</h3>"
+        facts = [claim["verdict"], claim["source"], claim["power"] and f"power: {claim['power']}"]
+        yield paragraph(" · ".join(filter(None, facts)), "facts")
+        yield table(HEAD[3:6], effects(claim))
