@@ -3,7 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from prismatic import cli, paths
+from prismatic.config import command_line as cli
+from prismatic.config import paths
 
 paths.register()
 

@@ -6,16 +6,17 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from prismatic import cli, paths
+from prismatic.config import command_line as cli
+from prismatic.config import paths
 
 paths.register()
 
 ANSWERS = {
-    "run": "prismatic.evaluation",
-    "sweep": "prismatic.fresh",
-    "random": "prismatic.baseline",
-    "compare": "prismatic.comparing",
-    "send": "prismatic.sending",
+    "run": "prismatic.evaluation.single_run",
+    "sweep": "prismatic.evaluation.fresh_seeds",
+    "random": "prismatic.evaluation.random_search",
+    "compare": "prismatic.evaluation.comparison",
+    "send": "prismatic.evaluation.sending",
 }
 
 

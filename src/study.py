@@ -4,7 +4,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from prismatic import cli, paths
+from prismatic.config import command_line as cli
+from prismatic.config import paths
 
 paths.register()
 

@@ -17,7 +17,7 @@ from pytorch_lightning import Callback
 from torch.distributed.tensor import DTensor
 
 from prismatic.experiment import build
-from prismatic.training.sharding import whole
+from prismatic.models import full_tensor
 
 CONFIGS, FOUND = "configs.yaml", "found.pt"
 
@@ -32,7 +32,7 @@ class Record(Callback):
     def on_before_optimizer_step(self, trainer, learner, optimizer) -> None:
         if not self.gradient:
             named = learner.model.named_parameters()
-            self.gradient = {name: whole(p.grad).clone() for name, p in named}
+            self.gradient = {name: full_tensor(p.grad).clone() for name, p in named}
 
     def on_train_batch_end(self, trainer, *args) -> None:
         self.losses.append(trainer.callback_metrics["loss/train"].item())

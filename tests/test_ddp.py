@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 import prismatic
-from prismatic.evaluation import held_out_loss
+from prismatic.evaluation.single_run import held_out_loss
 from prismatic.experiment import build, run
 
 from .test_end_to_end import command

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from torch.nn import functional as F
 
 import prismatic
-from prismatic.evaluation import evaluate
+from prismatic.evaluation.single_run import evaluate
 
 from .tiny import MODEL, ROOT, TEXT
 

@@ -13,7 +13,7 @@ from scipy.stats import entropy
 import prismatic
 from prismatic import experiment
 from prismatic.experiment import run
-from prismatic.tags import choice_tags, run_name
+from prismatic.run_folder.tags import choice_tags, run_name
 from prismatic.training import DivergedError
 
 from .tiny import fit, text_data, tiny

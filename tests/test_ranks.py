@@ -5,7 +5,7 @@ import torch
 
 from prismatic.data import IGNORE
 from prismatic.experiment import build
-from prismatic.runs import read_checkpoint, shape
+from prismatic.run_folder.contents import read_checkpoint, shape
 
 from .ranks import on_two, train
 from .tiny import text_data, tiny

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from pytorch_lightning import Callback
 
-from prismatic import paths
+from prismatic.config import paths
 from prismatic.experiment import Parts, build
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""What led to an error, and the error of a full disk."""
+"""Every refusal in one voice, what led to an error, and the error of a full disk."""
 
 import errno
 import shutil
@@ -7,6 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+
+
+def require(valid: bool, name: str, value: object, wanted: str) -> None:
+    """Raise a `ValueError` that names the option, its value and what is valid."""
+    if not valid:
+        raise ValueError(f"{name}={value!r} is not valid: {wanted}")
+
+
+def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    mark = "; " if any(", " in one for one in valid) else ", "
+    require(value in valid, name, value, f"choose one of {mark.join(valid)}")
 
 
 class DiskFullError(OSError):

@@ -18,25 +18,26 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from prismatic.checks import check, check_ranks, pinned
+from prismatic.config.checks import check, check_ranks, pinned
+from prismatic.config.paths import in_sweep
 from prismatic.data import Task
+from prismatic.errors import one_of
 from prismatic.files import write_text
-from prismatic.metrics import final
+from prismatic.measures import diversity, over_seeds
 from prismatic.models import Transformer
-from prismatic.paths import in_sweep
-from prismatic.perturb import one_of
-from prismatic.recording import record
-from prismatic.runs import (
+from prismatic.run_folder.contents import (
     CHECKPOINTS,
     METRICS,
     read_checkpoint,
     read_run,
     require_resumable,
 )
-from prismatic.summary import report_strength, summarise, summarise_seeds
-from prismatic.tags import choice_tags, run_name
+from prismatic.run_folder.recording import record
+from prismatic.run_folder.summary import report_strength, summarise, summarise_seeds
+from prismatic.run_folder.tags import choice_tags, run_name
 from prismatic.tracking import UNSENT
 from prismatic.tracking.logger import MLflowLogger
+from prismatic.tracking.names import final
 from prismatic.training import (
     PREDICTIONS,
     STOP,
@@ -46,8 +47,6 @@ from prismatic.training import (
     Optimization,
     TaskData,
     Trial,
-    diversity,
-    over_seeds,
 )
 
 EXCESS = "loss/excess"  # of the validation loss over the dense twin's

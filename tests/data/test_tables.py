@@ -5,14 +5,7 @@ from math import log
 import numpy as np
 import pytest
 
-from prismatic.data import (
-    MixedTask,
-    latin_square,
-    random_function,
-    sum_digit,
-    sum_mod,
-    uneven,
-)
+from prismatic.data import MixedTask, latin_square, random_function, sum_digit, sum_mod, uneven
 
 
 def function_of(joint):

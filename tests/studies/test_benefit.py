@@ -8,17 +8,10 @@ import pytest
 import torch
 
 from prismatic.data import Batch
+from prismatic.measures import views_apart
+from prismatic.measures.adaptation import DomainRouting, Twins
 from prismatic.studies import ASSAY, judge
-from prismatic.studies.benefit import (
-    Swap,
-    gated,
-    history,
-    replayed,
-    rows_by_domain,
-    swap_costs,
-)
-from prismatic.training import views_apart
-from prismatic.training.adaptation import DomainRouting, Twins
+from prismatic.studies.benefit import Swap, gated, history, replayed, rows_by_domain, swap_costs
 
 from ..tiny import fit, text_data, tiny
 from .protocols import declared

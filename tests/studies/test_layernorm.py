@@ -7,13 +7,7 @@ import torch
 
 from prismatic.models import Transformer
 from prismatic.report.style import png
-from prismatic.studies.layernorm import (
-    EVERY,
-    AtBestRate,
-    Explodes,
-    first_above,
-    largest_logits,
-)
+from prismatic.studies.layernorm import EVERY, AtBestRate, Explodes, first_above, largest_logits
 from prismatic.studies.layernorm_pictures import LogitsOverLayers, LossOverRate
 
 from ..tiny import fit

@@ -10,10 +10,10 @@ import torch
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from prismatic.experiment import build
+from prismatic.measures.views import changes
 from prismatic.report import record
 from prismatic.training import Diagnostics, DivergedError
 from prismatic.training.about import lens, views
-from prismatic.training.measures import changes
 
 from ..tiny import TEXT, fit, tiny
 from .test_measures import model

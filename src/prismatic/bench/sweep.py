@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from prismatic.paths import ROOT
-from prismatic.runs import METRICS
+from prismatic.config.paths import ROOT
+from prismatic.run_folder.contents import METRICS
 
 STUDY = ["hydra/sweeper=prismatic_optuna", "hydra.sweeper.sampler=random", "hydra.sweeper.seed=0"]
 

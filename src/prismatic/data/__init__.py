@@ -4,7 +4,7 @@ Everything here is pure: a batch is a function of its index and a seed, so train
 asking for the next index, and no global random generator is read or moved.
 """
 
-from prismatic.data.corpora import (
+from .corpora import (
     Bible,
     Corpus,
     German,
@@ -14,9 +14,9 @@ from prismatic.data.corpora import (
     Source,
     UserFiles,
 )
-from prismatic.data.synthetic import IIDTask, MixedTask
-from prismatic.data.tables import latin_square, random_function, sum_digit, sum_mod, uneven
-from prismatic.data.text import IGNORE, Batch, Task, TextTask, user_text
+from .synthetic import IIDTask, MixedTask
+from .tables import latin_square, random_function, sum_digit, sum_mod, uneven
+from .text import IGNORE, Batch, Task, TextTask, user_text
 
 __all__ = [
     "IGNORE",

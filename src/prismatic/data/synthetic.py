@@ -9,15 +9,7 @@ from math import log
 import numpy as np
 import torch
 
-from prismatic.data.text import (
-    IGNORE,
-    Batch,
-    Task,
-    next_tokens,
-    require_count,
-    require_held_out,
-    stream,
-)
+from .text import IGNORE, Batch, Task, next_tokens, require_count, require_held_out, stream
 
 
 class DrawnTask(ABC):

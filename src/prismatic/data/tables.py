@@ -6,7 +6,7 @@ sum 1, and all pairs are equally likely but for `uneven`.
 
 import numpy as np
 
-from prismatic.data.text import require_count
+from .text import require_count
 
 # What a move adds to the cells of a small cube: 1 where an even number of its places are others.
 SIGNS = 1 - 2 * (np.indices((2, 2, 2)).sum(0) % 2)

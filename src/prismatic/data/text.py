@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from prismatic.data.corpora import Corpus, Source, UserFiles
+from .corpora import Corpus, Source, UserFiles
 
 IGNORE = -100
 SPLITS = ("train", "val", "test")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prismatic.perturb import require
+from prismatic.errors import require
 
 from .parts import NORMS, NoPositions
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from prismatic.perturb import require
+from prismatic.errors import require
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layernorm": nn.LayerNorm,
@@ -174,3 +175,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor, positions: NoPositions) -> torch.Tensor:
         return self.mlp(self.attention(x_BTD, positions))
+
+
+def full_tensor(tensor: Any) -> Any:
+    """A tensor with the shares of all processes, which must all ask for it; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

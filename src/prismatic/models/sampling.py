@@ -5,7 +5,7 @@ Shapes: B batch, T time, V vocabulary.
 
 import torch
 
-from prismatic.perturb import require
+from prismatic.errors import require
 
 from .transformer import Transformer
 

@@ -14,8 +14,6 @@ from .options import (
     UNITS,
     Focal,
     Perturbation,
-    one_of,
-    require,
 )
 from .select import Edges, Selection, select
 from .sparse import SparseChange, sparse_change
@@ -41,8 +39,6 @@ __all__ = [
     "change",
     "merge",
     "modulation",
-    "one_of",
-    "require",
     "role",
     "select",
     "sparse_change",

@@ -16,7 +16,9 @@ import mpmath
 import numpy as np
 import torch
 
-from .options import Focal, Perturbation, require
+from prismatic.errors import require
+
+from .options import Focal, Perturbation
 
 DIGITS_PER_VIEW = 16
 

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from prismatic.errors import one_of, require
+
 MODES = ("attractive", "repulsive", "noise")
 ALIASES = {"directional": "repulsive"}
 # Share of `sparsity` that goes to the top and to the bottom tier.
@@ -20,17 +22,6 @@ PHASES = ("literal", "aligned")
 PROFILES = ("exponential", "gaussian")
 # A lens a hundred tensors wide is flat; a larger fraction is a length left in weights.
 WIDEST_FRACTION = 100.0
-
-
-def require(valid: bool, name: str, value: object, wanted: str) -> None:
-    """Raise a `ValueError` that names the option, its value and what is valid."""
-    if not valid:
-        raise ValueError(f"{name}={value!r} is not valid: {wanted}")
-
-
-def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
-    mark = "; " if any(", " in one for one in valid) else ", "
-    require(value in valid, name, value, f"choose one of {mark.join(valid)}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prismatic.numerics import FAINT
+from prismatic.measures.numerics import FAINT
 
 from .losses import NO_VALIDATION
 from .missing import Floats, NothingToDrawError, Steps, require_last, require_series

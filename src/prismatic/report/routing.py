@@ -11,14 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .losses import NO_VALIDATION
-from .missing import (
-    Floats,
-    NothingToDrawError,
-    Steps,
-    require_last,
-    require_series,
-    require_views,
-)
+from .missing import Floats, NothingToDrawError, Steps, require_last, require_series, require_views
 from .record import Record
 from .style import (
     MARKERS,

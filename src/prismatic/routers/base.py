@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from prismatic.perturb import require
+from prismatic.errors import require
 
 from .gate import require_views, seeded
 from .levels import LEVELS

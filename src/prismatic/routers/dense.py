@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prismatic.perturb import require
+from prismatic.errors import require
 
 from .base import Router, Routing
 from .mixtures import ExpertMixture

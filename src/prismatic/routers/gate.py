@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prismatic.perturb import one_of, require
+from prismatic.errors import one_of, require
 
 BLOCK = 32
 

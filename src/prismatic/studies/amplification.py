@@ -14,8 +14,8 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
+from prismatic.errors import require
 from prismatic.models import Transformer
-from prismatic.perturb import require
 from prismatic.stats import (
     Interval,
     growth_scores,

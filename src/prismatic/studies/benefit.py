@@ -12,11 +12,12 @@ import torch
 from torch.nn import functional as F
 
 from prismatic.data import Batch, Task
+from prismatic.errors import require
+from prismatic.measures import views_apart
+from prismatic.measures.adaptation import DomainRouting, Twins
 from prismatic.models import Transformer
-from prismatic.perturb import require
 from prismatic.routers import Routing
-from prismatic.training import Learner, views_apart
-from prismatic.training.adaptation import DomainRouting, Twins
+from prismatic.training import Learner
 from prismatic.training.findings import by_router, is_routed
 
 from .unrolled import Scripted, scripted

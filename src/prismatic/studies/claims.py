@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prismatic.perturb import one_of, require
+from prismatic.errors import one_of, require
 from prismatic.stats import (
     Verdict,
     clopper_pearson,

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
-from prismatic.perturb import one_of, require
+from prismatic.errors import one_of, require
 
 AND = ", "  # between the levels by which an arm is named
 WILD = set("*?[")  # in a name: it is a pattern

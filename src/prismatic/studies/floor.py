@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
-from prismatic.perturb import require
+from prismatic.errors import require
 from prismatic.stats import VERDICTS
 
 from .claims import Finding, values

@@ -11,17 +11,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prismatic.report.ladder import (
-    draw_design,
-    draw_escapes,
-    draw_ladder,
-    draw_pairs,
-    draw_variants,
-)
 from prismatic.report.missing import NothingToDrawError
 from prismatic.stats import loss_ladder
 
 from .floor import entries
+from .ladder import draw_design, draw_escapes, draw_ladder, draw_pairs, draw_variants
 from .spec import Findings
 from .together import LADDER
 

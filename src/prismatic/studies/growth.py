@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import linregress
 
-from prismatic.perturb import require
+from prismatic.errors import require
 from prismatic.stats import t_interval
 
 from .claims import values

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from prismatic.experiment import run
 from prismatic.files import write_text
-from prismatic.runs import METRICS, read_run
+from prismatic.run_folder.contents import METRICS, read_run
 from prismatic.training import DivergedError
 
 MEASURED = "measures.json"  # in a run's folder: a list of rows, once it has ended
@@ -33,7 +33,7 @@ def alone(config: DictConfig) -> None:
 
 def together(config: DictConfig) -> None:
     """Train all seeds of a small model at once."""
-    from prismatic.studies.together import train  # absolute: this function is sent to workers
+    from .together import train
 
     begun, folder = time.perf_counter(), Path(HydraConfig.get().runtime.output_dir)
     found = train(config, list(config.seeds))

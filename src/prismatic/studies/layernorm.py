@@ -14,8 +14,8 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
+from prismatic.errors import one_of, require
 from prismatic.models import Transformer
-from prismatic.perturb import one_of, require
 from prismatic.stats import clopper_pearson, family_verdicts, simultaneous_level
 from prismatic.stats.verdicts import INCONCLUSIVE, NO_VERDICT, REFUTED, SUPPORTED
 

@@ -17,12 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from prismatic.cli import explain
+from prismatic.config.command_line import explain
+from prismatic.config.paths import ROOT
+from prismatic.dashboard.rerun import text
+from prismatic.errors import one_of, require
 from prismatic.files import write_text
-from prismatic.paths import ROOT
-from prismatic.perturb import one_of, require
-from prismatic.provenance import provenance
-from prismatic.sweeps.rerun import text
+from prismatic.run_folder.provenance import provenance
 
 from . import runner, writing
 from .claims import Paired

@@ -12,7 +12,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from prismatic.perturb import require
+from prismatic.errors import require
 from prismatic.stats import (
     holm,
     rank_correlation,

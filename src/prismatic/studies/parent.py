@@ -6,8 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from prismatic.dashboard.rerun import text
 from prismatic.report.page import FOLDER
-from prismatic.sweeps.rerun import text
 from prismatic.tracking import Recorder
 
 from .spec import Study

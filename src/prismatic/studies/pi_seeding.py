@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from prismatic.perturb import one_of, require
+from prismatic.errors import one_of, require
 from prismatic.report.missing import NothingToDrawError
 from prismatic.report.style import COLOURS, MARKERS, plain, styled, title
 from prismatic.stats import holm, simultaneous_level

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, vjp
 
+from prismatic.errors import one_of
 from prismatic.models import Transformer, watched
-from prismatic.perturb import one_of
 
 FIRST = "blocks.0.expert."
 SITES = ("all", "qk", "vo_mlp")  # what of the first layer is changed

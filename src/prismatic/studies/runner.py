@@ -16,8 +16,8 @@ from omegaconf import open_dict
 
 from hydra_plugins.prismatic_local._outcome import LOG
 from hydra_plugins.prismatic_local.launcher import LocalLauncher
-from prismatic.cli import explain
-from prismatic.sweeps.rerun import text
+from prismatic.config.command_line import explain
+from prismatic.dashboard.rerun import text
 
 from . import job
 from .spec import KEPT, Study, Tier, plain

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prismatic.perturb import one_of, require
+from prismatic.errors import one_of, require
 from prismatic.report.missing import NothingToDrawError
 from prismatic.report.style import MUTED, plain, styled, title, view_style
 from prismatic.stats import Optimum, Verdict, family_verdicts, optimum, t_interval

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prismatic.perturb import one_of, require
+from prismatic.errors import one_of, require
 
 from .claims import Claim, Divisible, Finding
 

@@ -12,8 +12,8 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from prismatic.errors import require
 from prismatic.files import write_text
-from prismatic.perturb import require
 from prismatic.report.markup import page, paragraph, table
 
 from .design import written_out

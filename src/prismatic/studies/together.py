@@ -22,9 +22,9 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from prismatic.data import MixedTask
+from prismatic.errors import require
 from prismatic.experiment import build_model
 from prismatic.models import Transformer
-from prismatic.perturb import require
 from prismatic.routers import DenseRouter
 from prismatic.routers.levels import vmap_friendly
 from prismatic.stats import loss_ladder

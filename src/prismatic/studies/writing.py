@@ -16,11 +16,11 @@ from rich.table import Table
 from prismatic.files import replacing, write_text
 from prismatic.report.markup import notice, page, paragraph, picture, table
 from prismatic.report.missing import NothingToDrawError
-from prismatic.report.study import Effect, draw_dots, draw_forest
 from prismatic.report.style import png
 from prismatic.stats.verdicts import too_few
 
 from .claims import ASSAY, Claim, Finding, Paired, UnjudgeableError
+from .pictures import Effect, draw_dots, draw_forest
 from .spec import Study, plain
 from .verdict import Judgement, overall
 

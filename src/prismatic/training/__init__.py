@@ -1,4 +1,4 @@
-"""Training: the LightningModule, its data, optimiser, losses, measures and callbacks."""
+"""Training: the LightningModule, its data, optimiser, losses and callbacks."""
 
 import warnings
 
@@ -14,11 +14,8 @@ from .callbacks import (
 )
 from .data import TaskData
 from .diagnostics import Diagnostics
-from .guard import Alarm, Guard
 from .losses import cross_entropy, eml
-from .measures import RoutingMeasure, routing_measures, view_measures
 from .module import DivergedError, Learner
-from .objectives import diversity, over_seeds, steadiness, views_apart
 from .optim import Optimization
 from .pictures import Pictures
 from .sharding import FullySharded
@@ -31,8 +28,7 @@ warnings.filterwarnings("ignore", "It is recommended to use `self.log", UserWarn
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
 __all__ = [
-    "PREDICTIONS", "STOP", "Alarm", "Checkpoints", "Clock", "Diagnostics", "DivergedError",
-    "FullySharded", "Guard", "Learner", "Objectives", "Optimization", "Pictures", "Predictions",
-    "ProgressBar", "RoutingMeasure", "TaskData", "Trial", "cross_entropy", "diversity", "eml",
-    "over_seeds", "routing_measures", "steadiness", "view_measures", "views_apart",
+    "PREDICTIONS", "STOP", "Checkpoints", "Clock", "Diagnostics", "DivergedError", "FullySharded",
+    "Learner", "Objectives", "Optimization", "Pictures", "Predictions", "ProgressBar", "TaskData",
+    "Trial", "cross_entropy", "eml",
 ]  # fmt: skip

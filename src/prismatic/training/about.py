@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from prismatic.data import MixedTask, Task
+from prismatic.measures.edge import QUANTILES, TIERS
+from prismatic.measures.numerics import FLOATS
+from prismatic.measures.views import Change, changes
 from prismatic.models import Transformer
-from prismatic.numerics import FLOATS
 from prismatic.perturb import modulation
-
-from .edge import QUANTILES, TIERS
-from .measures import Change, changes
 
 EVEN, LARGEST = 1500, 500  # positions of a lens that are kept: evenly spread, and most changed
 

@@ -13,13 +13,13 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from prismatic.errors import one_of
 from prismatic.files import append_line, replacing
-from prismatic.perturb import one_of
+from prismatic.measures.guard import FATAL
+from prismatic.measures.objectives import forced_views
 
 from .diagnostics import Diagnostics
-from .guard import FATAL
 from .module import Learner
-from .objectives import forced_views
 
 PREDICTIONS = "predictions.pt"  # log-probabilities
 STOP = "stop"  # the file by which a sweep ends a run; holds the reason

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from prismatic.data import Batch, Task
-from prismatic.perturb import require
+from prismatic.errors import require
 
 
 class TrainBatches(IterableDataset):

@@ -13,12 +13,14 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from prismatic.data import Batch
+from prismatic.measures.adaptation import Twins
+from prismatic.measures.edge import TIERS, gradient_norms, spikes
+from prismatic.measures.guard import CLOSEST, LOSS, RISE, SHARPEST, SPIKES, Alarm, Guard
+from prismatic.measures.views import changes, view_measures
 from prismatic.perturb import Edges
 from prismatic.report import record
 
 from .about import about, views
-from .adaptation import Twins
-from .edge import TIERS, gradient_norms, spikes
 from .findings import (
     Arrays,
     HeldOutSums,
@@ -31,8 +33,6 @@ from .findings import (
     strength,
     use,
 )
-from .guard import CLOSEST, LOSS, RISE, SHARPEST, SPIKES, Alarm, Guard
-from .measures import changes, view_measures
 from .module import DivergedError, Learner
 
 # Of what a validation logs, what its record keeps.

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from prismatic.data import Batch, MixedTask
+from prismatic.measures.adaptation import DomainRouting, by_row
+from prismatic.measures.edge import Predictions, look_at_attention
+from prismatic.measures.guard import CONCENTRATION, LEAST_USED, STRENGTH
+from prismatic.measures.views import RoutingMeasure, entropy, most_entropy
 from prismatic.models import Transformer, watched
 from prismatic.routers import Routing
 
-from .adaptation import DomainRouting, by_row
-from .edge import Predictions, look_at_attention
-from .guard import CONCENTRATION, LEAST_USED, STRENGTH
-from .measures import RoutingMeasure, entropy, most_entropy
 from .module import Learner
 
 Arrays = dict[str, torch.Tensor]

@@ -13,12 +13,12 @@ import torch
 from torch.nn import functional as F
 
 from prismatic.data import IGNORE, Batch, Task
+from prismatic.errors import require
+from prismatic.measures.objectives import steadiness, views_apart
+from prismatic.measures.views import RoutingMeasure, view_measures
 from prismatic.models import Transformer
-from prismatic.perturb import require
 
 from .losses import cross_entropy
-from .measures import RoutingMeasure, view_measures
-from .objectives import steadiness, views_apart
 from .optim import Optimization, clip_apart
 
 TINY = 1e-300  # stands for a gradient of 0 in its logarithm

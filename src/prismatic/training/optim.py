@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prismatic.models import Transformer
-from prismatic.perturb import require
-
-from .sharding import whole
+from prismatic.errors import require
+from prismatic.models import Transformer, full_tensor
 
 
 def split_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -82,7 +80,7 @@ def clip_apart(model: Transformer, limit: float) -> float:
     Apart, so that a router's gradient cannot shrink the trunk's step.
     """
     norms = [
-        whole(nn.utils.clip_grad_norm_(group, limit))
+        full_tensor(nn.utils.clip_grad_norm_(group, limit))
         for group in split_parameters(model)
         if any(p.grad is not None for p in group)
     ]

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from prismatic.errors import DiskFullError, naming_full_disk
-from prismatic.perturb import require
+from prismatic.errors import DiskFullError, naming_full_disk, require
 from prismatic.report import FOLDER, described, leading, write_report
 from prismatic.report.record import FILE, read
 

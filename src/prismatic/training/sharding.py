@@ -10,10 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
-
-def whole(tensor: Any) -> Any:
-    """A tensor with the shares of all processes, which must all ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+from prismatic.models import full_tensor
 
 
 def shared_out(value: torch.Tensor, parameter: Any) -> torch.Tensor:
@@ -46,7 +43,7 @@ class FullySharded(DDPStrategy):
         return self.gathered(super().optimizer_state(optimizer))
 
     def gathered(self, state: Any) -> Any:
-        return tree_map_only(DTensor, lambda share: whole(share).cpu(), state)
+        return tree_map_only(DTensor, lambda share: full_tensor(share).cpu(), state)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         super().load_optimizer_state_dict(checkpoint)

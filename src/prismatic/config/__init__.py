@@ -1,0 +1,1 @@
+"""The command line, what it refuses, and where things lie."""

@@ -1,0 +1,65 @@
+"""A configuration before it is built: what cannot be is refused, what depends is settled."""
+
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.strategies import ParallelStrategy
+
+from prismatic.errors import one_of, require
+
+GROUPS = (
+    "data", "model", "router", "perturbation", "focal", "loss", "optim", "trainer", "callbacks",
+    "logger", "guard",
+)  # fmt: skip
+VALUES = ("seed", "seeds", "ckpt_path", "objective", "tags", "twin")
+
+
+def check(config: DictConfig) -> None:
+    """Refuse what would fail late, and root keys that nothing reads (misspelt, added with `+`)."""
+    for key in config:
+        one_of("root key", str(key), (*GROUPS, *VALUES))
+    objective, seeds = config.objective, [config.seed, *(config.seeds or ())]
+    for seed in seeds:
+        whole = isinstance(seed, int) and 0 <= seed < 2**32
+        require(whole, "seed", seed, "give a whole number from 0 to 2**32 - 1")
+    wanted = "name a metric such as loss/val, or a list of metrics"
+    require(bool(objective), "objective", objective, wanted)
+    for group in ("perturbation", "focal"):
+        instantiate(config[group])  # a value that no router reads must be a good one, too
+
+
+def check_ranks(trainer: pl.Trainer, batch_size: int, in_sweep: bool) -> None:
+    """Refuse what several processes could not do, before there are several."""
+    world, strategy = trainer.world_size, cast(ParallelStrategy, trainer.strategy)
+    shares = f"it is shared by {world} processes: give a multiple of {world}"
+    require(batch_size % world == 0, "optim.batch_size", batch_size, shares)
+    # Lightning runs the command again for each further process: a sweep's would be a sweep.
+    if in_sweep and world > 1 and "hydra.mode=RUN" not in sys.argv:
+        require(
+            strategy.cluster_environment.creates_processes_externally,  # type: ignore[union-attr]
+            "trainer.devices", trainer.num_devices, "trials here share the sweep's command: use "
+            "hydra/launcher=local with hydra.launcher.executor=fork or process",
+        )  # fmt: skip
+
+
+def pinned(config: DictConfig) -> DictConfig:
+    """A copy that means the same from any working directory, and that fits itself."""
+    config = config.copy()
+    if config.data.get("path"):
+        config.data.path = str(Path(config.data.path).expanduser().absolute())
+    if config.trainer.accelerator == "auto" and not torch.cuda.is_available():
+        config.trainer.accelerator = "cpu"  # Apple's GPU has no float64, which positions need
+    trainer = config.trainer
+    interval, steps = trainer.val_check_interval, trainer.max_steps
+    counted = isinstance(steps, int) and (steps >= 1 or steps == -1)
+    require(counted, "trainer.max_steps", steps, "give a whole number >= 1, or -1 for no end")
+    whole = isinstance(interval, int) and interval >= 1
+    require(whole, "trainer.val_check_interval", interval, "give a whole number >= 1")
+    if 0 < steps * trainer.accumulate_grad_batches < interval:
+        trainer.val_check_interval = steps * trainer.accumulate_grad_batches
+    return config

@@ -1,0 +1,1 @@
+"""What finished runs and sweeps are worth."""

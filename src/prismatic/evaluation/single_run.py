@@ -1,0 +1,112 @@
+"""What a finished run is worth: held-out losses, each view alone, a sampled continuation."""
+
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from prismatic.data import Batch, Task
+from prismatic.errors import require
+from prismatic.experiment import load_run
+from prismatic.files import write_text
+from prismatic.models import Transformer, generate
+from prismatic.run_folder.contents import read_run
+from prismatic.training.module import HeldOut
+
+BATCH_ROWS = 64
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: Transformer, task: Task, split: str, view: int | None = None
+) -> tuple[float, dict[str, float]]:
+    """Mean loss in nats per scored token and that of each domain; of one view alone if given."""
+    device = next(model.parameters()).device
+    sums = HeldOut(model, len(task.domains), device)
+    rows = zip(*(t.split(BATCH_ROWS) for t in task.held_out(split)), strict=True)
+    with nullcontext() if view is None else model.forced(view):
+        for row in rows:
+            batch = Batch(*(tensor.to(device) for tensor in row))
+            sums.update(model, model(batch.tokens_BT), batch)
+    return sums.losses(task.domains)
+
+
+def evaluate(run_dir: Path, checkpoint: str = "best", device: str = "cpu") -> dict[str, Any]:
+    """Test results of a run, rebuilt from its own folder; written there as `eval.json`.
+
+    Raises `ValueError` where the data are not those of the run: their checksums must agree.
+    """
+    model, config = load_run(run_dir, checkpoint)
+    task: Task = instantiate(config.data)
+    require_same_data(task, read_run(run_dir)[1])
+    model.to(device)
+    nats, by_domain = held_out_loss(model, task, "test")
+    result: dict[str, Any] = {"checkpoint": checkpoint, "loss/test": nats}
+    if task.is_text:
+        result["loss/test_bits_per_byte"] = nats / math.log(2)
+    if task.bayes_loss is not None:
+        result["loss/bayes"] = task.bayes_loss
+    result |= {f"loss/test/{name}": loss for name, loss in by_domain.items()}
+    for view in range(model.routers[0].num_experts):
+        result[f"views/{view}/loss_test"] = held_out_loss(model, task, "test", view)[0]
+    write_text(run_dir / "eval.json", json.dumps(result, indent=2))
+    return result
+
+
+def require_same_data(task: Task, manifest: dict[str, Any]) -> None:
+    before = {row["source"]: row["sha256"] for row in manifest["sources"]}
+    now = {row["source"]: row["sha256"] for row in task.manifest}
+    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+    if changed:
+        raise ValueError(
+            f"data {', '.join(changed)} are not what the run was trained on (other sha256): a test "
+            "loss would mix their training and test parts; restore the files or package versions "
+            "listed in the run's manifest.json"
+        )
+
+
+def continuation(
+    run_dir: Path, prompt: str, count: int, temperature: float, top_p: float, seed: int,
+    checkpoint: str = "best",
+) -> str:  # fmt: skip
+    """The prompt and `count` sampled bytes; bytes that are no UTF-8 are shown as U+FFFD."""
+    model, _ = load_run(run_dir, checkpoint)
+    tokens_BT = torch.tensor([list(prompt.encode())])
+    generator = torch.Generator().manual_seed(seed)
+    out_BT = generate(model, tokens_BT, count, temperature, top_p, generator)
+    return bytes(out_BT[0].tolist()).decode(errors="replace")
+
+
+def report(result: dict[str, Any]) -> str:
+    """A table of results."""
+    width = max(map(len, result)) + 2
+    lines = [
+        f"{name:<{width}}{value:.4f}" if isinstance(value, float) else f"{name:<{width}}{value}"
+        for name, value in result.items()
+    ]
+    return "\n".join(lines)
+
+
+def check(config: Any) -> None:
+    """Refuse at once what would fail after a long evaluation."""
+    require(config.count >= 0, "count", config.count, "give a number of bytes >= 0")
+    require(config.temperature >= 0, "temperature", config.temperature, "give a number >= 0")
+    require(0 < config.top_p <= 1, "top_p", config.top_p, "give a share in (0, 1]")
+    require(bool(config.prompt), "prompt", config.prompt, "give at least one character")
+    there = config.device == "cpu" or torch.cuda.is_available()
+    require(there, "device", config.device, "there is no CUDA device here; use device=cpu")
+
+
+def main(config: Any) -> None:
+    """What `src/eval.py` does."""
+    check(config)
+    run_dir = Path(config.run).expanduser()
+    text = read_run(run_dir)[1]["vocab_size"] == 256
+    print(report(evaluate(run_dir, config.checkpoint, config.device)))
+    if text:
+        sampled = (config.prompt, config.count, config.temperature, config.top_p, config.seed)
+        print(f"\n--- continuation ---\n{continuation(run_dir, *sampled, config.checkpoint)}")
