@@ -7,7 +7,7 @@ import pytest
 from prismatic.config import command_line as cli
 from prismatic.files import write_text
 
-from .tiny import FEW, IID, MODEL, QUIET, ROOT, TEXT
+from ..tiny import FEW, IID, MODEL, QUIET, ROOT, TEXT
 
 SMALL = [*MODEL, *QUIET, *FEW]
 GROUPS = (

@@ -13,7 +13,7 @@ from prismatic.experiment import build
 from prismatic.measures import Guard
 from prismatic.perturb import Focal, Perturbation
 
-from .tiny import CONF, FEW, IID, MODEL, QUIET, composed, text_data, tiny
+from ..tiny import CONF, FEW, IID, MODEL, QUIET, composed, text_data, tiny
 
 OTHER = {"bench", "hydra", "study"}  # not of the main job, or not its own
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in OTHER)

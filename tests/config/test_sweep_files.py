@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from prismatic.config import paths
 from prismatic.experiment import run
 
-from .test_end_to_end import command
-from .tiny import CONF, ROOT, tiny
+from ..test_end_to_end import command
+from ..tiny import CONF, ROOT, tiny
 
 FILES = sorted((ROOT / "sweeps").glob("*/*.yaml"))
 SHORT = ["debug=tiny", "trainer.max_steps=4", "trainer.val_check_interval=2", "logger=none"]

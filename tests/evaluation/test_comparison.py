@@ -10,8 +10,8 @@ from prismatic.report import compute_differences, draw_comparison, record
 from prismatic.run_folder.contents import CONFIG
 from prismatic.tracking.logger import MLflowLogger
 
-from .report import records
-from .tiny import CONF, composed
+from ..report import records
+from ..tiny import CONF, composed
 
 
 def write_run(folder, recorded=None, **config):

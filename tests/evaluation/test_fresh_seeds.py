@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from prismatic.evaluation.fresh_seeds import command, read_fresh, read_sweep, refuse_seeded
 
-from .test_end_to_end import command as run
+from ..test_end_to_end import command as run
 
 PARAMS = {"perturbation": "repulsive", "perturbation.scale": 0.1 + 0.2, "router.num_experts": 3}
 CHOICES = {"note": "a b, [c]", "nothing": None, "flag": True}

@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from prismatic.evaluation.fresh_seeds import read_sweep
 from prismatic.evaluation.random_search import command, compare, read_trials
 
-from .test_end_to_end import command as run
-from .test_fresh import solution, write_sweep
+from ..test_end_to_end import command as run
+from .test_fresh_seeds import solution, write_sweep
 
 
 def write_trials(folder, *rows):

@@ -10,7 +10,7 @@ import torch
 from prismatic.measures.adaptation import DomainRouting, Twins, mutual_information
 from prismatic.routers import Routing
 
-from .test_measures import CPU, model
+from .test_views import CPU, model
 
 
 def test_information_is_none_or_all():

@@ -21,7 +21,7 @@ from prismatic.measures.edge import (
 )
 from prismatic.perturb import Perturbation, role
 
-from .test_measures import CPU, model
+from .test_views import CPU, model
 
 
 def attention(num_tokens: int = 7, scale: float = 8.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from scipy.stats import entropy, median_abs_deviation
 from prismatic.data import IGNORE
 from prismatic.measures import steadiness, views_apart
 
-from .test_measures import model
+from .test_views import model
 
 
 def probe() -> tuple[torch.Tensor, torch.Tensor]:

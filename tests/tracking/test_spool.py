@@ -24,7 +24,7 @@ from prismatic.tracking import UNSENT, connect, end_run, send
 from prismatic.tracking.logger import MLflowLogger
 from prismatic.tracking.store import outage
 
-from .tiny import tiny
+from ..tiny import tiny
 
 NOWHERE = "http://127.0.0.1:1"  # nothing listens on that port
 REFUSED = "[Errno 111] Connection refused"

@@ -15,8 +15,8 @@ from prismatic.report import record
 from prismatic.training import Diagnostics, DivergedError
 from prismatic.training.about import lens, views
 
+from ..measures.test_views import model
 from ..tiny import TEXT, fit, tiny
-from .test_measures import model
 
 WATCHED = [
     "callbacks=default",
