@@ -8,7 +8,7 @@ import torch
 from scipy.special import softmax
 from torch.nn import functional as F
 
-from prismatic.models import ATTENTIONS, POSITIONS, Attention, watched
+from prismatic.models import ATTENTIONS, POSITIONS, watched
 from prismatic.perturb import change
 from prismatic.routers import PrismaticRouter
 
@@ -20,8 +20,7 @@ X_BTD = torch.randn(3, SHORTER, DIM, generator=torch.Generator().manual_seed(0))
 
 def attention(kind, bias=False, **options):
     torch.manual_seed(0)
-    logits = ATTENTIONS[kind](DIM, HEADS, SEQ_LEN, **options)
-    return awake(Attention(DIM, HEADS, bias, logits)).double()
+    return awake(ATTENTIONS[kind](DIM, HEADS, SEQ_LEN, bias=bias, **options)).double()
 
 
 def features(module, x_D):
@@ -39,7 +38,7 @@ def logit(kind, module, x_TD, head, t, s):
         query, key = own[:DIM].reshape(HEADS, WIDTH), other[DIM:].reshape(HEADS, WIDTH)
         return query[head] @ key[head] / WIDTH**0.5
     if kind == "constant":
-        table = module.logits.table.weight.detach().numpy()
+        table = module.by_position.weight.detach().numpy()
         return table.reshape(HEADS, SEQ_LEN, SEQ_LEN)[head, s, t]
     if kind == "query":
         return own.reshape(HEADS, SEQ_LEN)[head, s]
@@ -143,13 +142,13 @@ NORMALISED = {
 def test_queries_and_keys_are_normalised_by_head_before_they_are_rotated(norm, positions):
     net = awake(model(qk_norm=norm, positions=positions, num_layers=1)).double()
     block = net.routers[0].expert.attention
-    logits, seen = block.inner.logits, []
+    seen = []
     with watched(net, lambda *shown: seen.append(shown[0])):
         net(tokens())
     x_BTD = block.norm(net.embedding(tokens()))
     q, k, _ = block.inner.qkv(x_BTD).unflatten(-1, (3, HEADS, WIDTH)).unbind(2)
     pair = []
-    for x, module in ((q, logits.q_norm), (k, logits.k_norm)):
+    for x, module in ((q, block.inner.q_norm), (k, block.inner.k_norm)):
         unit = NORMALISED[norm](x, module.weight, getattr(module, "bias", None))
         pair.append(net.positions.rotate(unit.transpose(1, 2)))
     expected = (pair[0] @ pair[1].mT / WIDTH**0.5).tril()
@@ -234,7 +233,7 @@ def test_a_table_of_logits_is_merged_by_the_routing_of_the_query_position():
     seen = []
     with watched(net, lambda logits, probs: seen.append(logits)):
         net(tokens())
-    name, router = "attention.inner.logits.table.weight", net.routers[0]
+    name, router = "attention.inner.by_position.weight", net.routers[0]
     table, path = router.expert.get_parameter(name), f"blocks.0.{name}"
     f_E = [torch.zeros_like(table), *(change(table, i, 3, STRONG, WIDE, path) for i in (1, 2))]
     probs_BTE = net.routing[0].probs.double()

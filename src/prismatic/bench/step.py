@@ -19,7 +19,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 
-from prismatic.models import Attention, Block, PreNorm, QueryKey
+from prismatic.models import Attention, Block, PreNorm
 from prismatic.models.parts import GeluMLP, RotaryPositions
 from prismatic.perturb import Focal, Perturbation, change
 from prismatic.routers import PrismaticRouter, SmearRouter
@@ -59,8 +59,7 @@ class Sizes:
 
     def block(self) -> Block:
         """A block as the transformer builds it."""
-        logits = QueryKey(self.dim, self.num_heads, self.seq_len)
-        attend = Attention(self.dim, self.num_heads, False, logits)
+        attend = Attention(self.dim, self.num_heads, self.seq_len)
         attention = PreNorm(nn.LayerNorm(self.dim), attend)
         mlp = PreNorm(nn.LayerNorm(self.dim), GeluMLP(self.dim, self.hidden, False))
         return Block(attention, mlp).to(self.device, getattr(torch, self.dtype))

@@ -1,6 +1,6 @@
 """The base transformer and its interchangeable parts."""
 
-from .attention import ATTENTIONS, Attention, QueryKey, watched
+from .attention import ATTENTIONS, Attention, hide_future, watched
 from .init import INITS
 from .parts import MLPS, NORMS, PLACEMENTS, POSITIONS, Block, PreNorm, full_tensor
 from .sampling import generate
@@ -8,5 +8,5 @@ from .transformer import Transformer
 
 __all__ = [
     "ATTENTIONS", "INITS", "MLPS", "NORMS", "PLACEMENTS", "POSITIONS", "Attention", "Block",
-    "PreNorm", "QueryKey", "Transformer", "full_tensor", "generate", "watched",
+    "PreNorm", "Transformer", "full_tensor", "generate", "hide_future", "watched",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from prismatic.errors import one_of, require
 from prismatic.routers import DenseRouter, Router, Routing
 
-from .attention import ATTENTIONS, Attention, Logits
+from .attention import ATTENTIONS, Attention
 from .init import INITS
 from .parts import MLPS, NORMS, PLACEMENTS, POSITIONS, SKIPS, Block
 
@@ -58,7 +58,7 @@ class Transformer(nn.Module):
         norm_placement: str | Callable[..., nn.Module] = "pre",
         final_norm: bool = True,
         residual: bool = True,
-        attention: str | Callable[..., Logits] = "full",
+        attention: str | Callable[..., Attention] = "full",
         qk_norm: str | Callable[[int], nn.Module] = "none",
         qk_gain: float = 1.0,
         mlp: str | Callable[[int, int, bool], nn.Module] | None = "gelu",
@@ -82,14 +82,13 @@ class Transformer(nn.Module):
         make_norm, make_mlp = pick(NORMS, "norm", norm), pick(MLPS, "mlp", mlp)
 
         sublayer = partial(pick(PLACEMENTS, "norm_placement", norm_placement), skip=SKIPS[residual])
-        make_logits = partial(
-            pick(ATTENTIONS, "attention", attention), dim, num_heads, seq_len,
-            pick(NORMS, "qk_norm", qk_norm), qk_gain,
+        make_attention = partial(
+            pick(ATTENTIONS, "attention", attention), dim, num_heads, seq_len, bias=bias,
+            qk_norm=pick(NORMS, "qk_norm", qk_norm), qk_gain=qk_gain,
         )  # fmt: skip
 
         def block() -> Block:
-            attention = Attention(dim, num_heads, bias, make_logits())
-            attending = sublayer(make_norm(dim), attention)
+            attending = sublayer(make_norm(dim), make_attention())
             if make_mlp is None:
                 return Block(attending, nn.Identity())
             inner = make_mlp(dim, int(mlp_ratio * dim), bias)

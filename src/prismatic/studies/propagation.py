@@ -67,10 +67,10 @@ def site_of(model: Transformer, site: str) -> dict[str, slice]:
         return dict.fromkeys(names, whole)
     joint = [name for name in names if ".qkv." in name]
     alone = [name for name in names if ".inner." in name and name not in joint]
+    norms = [name for name in alone if "q_norm" in name or "k_norm" in name]
     if site == "qk":
-        norms = [name for name in alone if ".logits." in name]
         return dict.fromkeys(joint, slice(width)) | dict.fromkeys(norms, whole)
-    rest = [name for name in alone if ".logits." not in name]
+    rest = [name for name in alone if name not in norms]
     return dict.fromkeys(joint, slice(width, None)) | dict.fromkeys(rest, whole)
 
 
