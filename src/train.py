@@ -13,7 +13,7 @@ paths.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> object:
     cli.refuse_lone_sweep(HydraConfig.get().runtime.choices, paths.in_sweep())
-    from prismatic.experiment import run
+    from prismatic.replicas import run
 
     return run(config, HydraConfig.get().runtime.output_dir)
 

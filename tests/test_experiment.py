@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from scipy.stats import entropy
 
 import prismatic
-from prismatic import experiment
-from prismatic.experiment import run
+from prismatic import experiment, replicas
+from prismatic.replicas import run
 from prismatic.run_folder.tags import choice_tags, run_name
 from prismatic.training import DivergedError
 
@@ -106,7 +106,7 @@ def test_a_seed_that_diverges_counts_as_unstable_and_all_of_them_as_divergence(
             raise DivergedError("the loss is nan")
         return train(config, *args)
 
-    monkeypatch.setattr(experiment, "train", diverging)
+    monkeypatch.setattr(replicas, "train", diverging)
     broken = {5}
     found = run(tiny(*SEEDS, "seeds=[3,5]"), tmp_path)
     alone = run(tiny(*SEEDS, "seed=3"), tmp_path / "alone")

@@ -63,13 +63,13 @@ def test_training_on_cuda_goes_as_on_the_cpu(tmp_path, router, precision):
 
 
 def test_a_recorded_run_on_cuda(tmp_path):
-    from prismatic.experiment import load_run, run
+    from prismatic.experiment import load, run
 
     folder = tmp_path / "run"
     config = composed(*MODEL, *IID, *FEW, "logger=none", "callbacks.progress=null")
     assert math.isfinite(run(config, folder))
     assert (folder / "report" / "report.html").stat().st_size > 10_000
-    model, _ = load_run(folder)
+    model, _ = load(folder)
     assert torch.isfinite(model(torch.zeros(1, 8, dtype=torch.long))).all()
 
 

@@ -1,20 +1,19 @@
 """Prismatic routing: soft mixtures over deterministic views of one set of weights."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from prismatic.experiment import load as load
 
-    from prismatic.models import Transformer
+# Imported when first asked for: torch and Lightning take seconds, and a plugin or `--help` needs
+# neither.
+PUBLIC = {"load": "prismatic.experiment"}
+
+__all__ = ["load"]
 
 
-def load(run_dir: str | Path, checkpoint: str = "best") -> "tuple[Transformer, DictConfig]":
-    """Rebuild a finished run: its model in evaluation mode, and its resolved configuration.
-
-    `checkpoint` is `best` (lowest validation loss) or `last`. Raises `FileNotFoundError` or
-    `ValueError` for a folder that is no run. Nothing is unpickled but tensors and plain containers.
-    """
-    from prismatic.experiment import load_run
-
-    return load_run(run_dir, checkpoint)
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from prismatic.config import paths
-from prismatic.experiment import run
+from prismatic.replicas import run
 
 from ..test_end_to_end import command
 from ..tiny import CONF, ROOT, tiny
@@ -59,7 +59,7 @@ def test_a_study_runs_to_its_total_and_goes_on(tmp_path):
 @pytest.fixture
 def trial(tmp_path, monkeypatch):
     """Runs a trial in a folder, with a file `stop` if asked: (step, values) of its progress."""
-    monkeypatch.setattr("prismatic.experiment.in_sweep", lambda: True)
+    monkeypatch.setattr("prismatic.replicas.in_sweep", lambda: True)
 
     def trial(name, *overrides, stop=False):
         folder = tmp_path / name

@@ -9,8 +9,8 @@ from contextlib import suppress
 import pytest
 from hydra.utils import instantiate
 
-from prismatic.experiment import run
 from prismatic.measures import Guard, guard
+from prismatic.replicas import run
 from prismatic.report import record
 from prismatic.training import DivergedError
 

@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from prismatic import tracking
-from prismatic.experiment import run
+from prismatic.replicas import run
 from prismatic.tracking import UNSENT, connect, end_run, send
 from prismatic.tracking.logger import MLflowLogger
 from prismatic.tracking.store import outage

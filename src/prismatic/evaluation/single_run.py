@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 from prismatic.data import Batch, Task
 from prismatic.errors import require
-from prismatic.experiment import load_run
+from prismatic.experiment import load
 from prismatic.files import write_text
 from prismatic.models import Transformer, generate
 from prismatic.run_folder.contents import read_run
@@ -40,7 +40,7 @@ def evaluate(run_dir: Path, checkpoint: str = "best", device: str = "cpu") -> di
 
     Raises `ValueError` where the data are not those of the run: their checksums must agree.
     """
-    model, config = load_run(run_dir, checkpoint)
+    model, config = load(run_dir, checkpoint)
     task: Task = instantiate(config.data)
     require_same_data(task, read_run(run_dir)[1])
     model.to(device)
@@ -74,7 +74,7 @@ def continuation(
     checkpoint: str = "best",
 ) -> str:  # fmt: skip
     """The prompt and `count` sampled bytes; bytes that are no UTF-8 are shown as U+FFFD."""
-    model, _ = load_run(run_dir, checkpoint)
+    model, _ = load(run_dir, checkpoint)
     tokens_BT = torch.tensor([list(prompt.encode())])
     generator = torch.Generator().manual_seed(seed)
     out_BT = generate(model, tokens_BT, count, temperature, top_p, generator)

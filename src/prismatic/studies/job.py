@@ -8,8 +8,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from prismatic.experiment import run
 from prismatic.files import write_text
+from prismatic.replicas import run
 from prismatic.run_folder.contents import METRICS, read_run
 from prismatic.training import DivergedError
 
