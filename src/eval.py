@@ -16,7 +16,7 @@ ANSWERS = {
     "sweep": "prismatic.evaluation.fresh_seeds",
     "random": "prismatic.evaluation.random_search",
     "compare": "prismatic.evaluation.comparison",
-    "send": "prismatic.evaluation.sending",
+    "send": "prismatic.tracking.run",
 }
 
 

@@ -13,7 +13,7 @@ from scipy.stats import entropy
 import prismatic
 from prismatic import experiment, replicas
 from prismatic.replicas import run
-from prismatic.run_folder.tags import choice_tags, run_name
+from prismatic.run_folder.recording import choice_tags, run_name
 from prismatic.training import DivergedError
 
 from .tiny import fit, text_data, tiny

@@ -26,12 +26,10 @@ from prismatic.run_folder.contents import (
     read_run,
     require_resumable,
 )
-from prismatic.run_folder.recording import record
+from prismatic.run_folder.recording import choice_tags, record, run_name
 from prismatic.run_folder.summary import report_strength, summarise
-from prismatic.run_folder.tags import choice_tags, run_name
-from prismatic.tracking import UNSENT
+from prismatic.tracking import UNSENT, objective_metric
 from prismatic.tracking.logger import MLflowLogger
-from prismatic.tracking.names import final
 from prismatic.training import Learner, Objectives, Optimization, TaskData
 
 
@@ -119,7 +117,7 @@ def train(
         if config.ckpt_path is not None:
             limit = parts.trainer.max_steps
             require_resumable(Path(config.ckpt_path), parts.learner.state_dict(), limit)
-        record(config, run_dir, parts.task, parts.model, logger)
+        record(config, run_dir, parts.task, model=parts.model, logger=logger)
         report_strength(parts.model, logger)
         begun = time.perf_counter()
         parts.trainer.fit(parts.learner, parts.data, ckpt_path=config.ckpt_path, weights_only=True)
@@ -131,7 +129,7 @@ def train(
         raise
     if parts.trainer.is_global_zero:
         write_text(run_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
-    summarise(parts.task, metrics, run_dir, logger)
+    summarise(parts.task, metrics, run_dir, logger=logger)
     return metrics
 
 
@@ -148,7 +146,8 @@ def conclude(
         one_of("objective", name, tuple(sorted(metrics)))
     values = {name: metrics[name] for name in objectives(config)}
     if logger is not None:
-        logger.log_metrics({final(n): value for n, value in values.items() if final(n) != n})
+        renamed = {objective_metric(name): value for name, value in values.items()}
+        logger.log_metrics({name: v for name, v in renamed.items() if name not in values})
         logger.finalize("success")
     return metrics[config.objective] if isinstance(config.objective, str) else values
 

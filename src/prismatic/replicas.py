@@ -55,7 +55,8 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     if twins:
         metrics |= beside_twins(metrics, twins, config.router.get("num_experts", 1), len(seeds))
     if config.seeds is not None:
-        summarise_seeds(metrics, objectives(config), run_dir, len(seeds), logger)
+        names = objectives(config)
+        summarise_seeds(metrics, names, run_dir, num_seeds=len(seeds), logger=logger)
     return conclude(config, metrics, logger)
 
 

@@ -20,8 +20,9 @@ from sqlalchemy.exc import DBAPIError
 
 from prismatic import tracking
 from prismatic.replicas import run
-from prismatic.tracking import UNSENT, connect, end_run, send
+from prismatic.tracking import UNSENT, connect, send
 from prismatic.tracking.logger import MLflowLogger
+from prismatic.tracking.run import RunWriter
 from prismatic.tracking.store import outage
 
 from ..tiny import tiny
@@ -67,7 +68,7 @@ class Faulty:
 @pytest.fixture
 def faulty(monkeypatch, refused):
     """Lets the next calls of MLflow's client break: faulty(["before", None, "after"])."""
-    monkeypatch.setattr(tracking.spool, "FACTOR", 0)
+    monkeypatch.setattr(tracking.run, "RETRY_FACTOR", 0)
 
     def breaking(faults):
         faults = iter(faults)
@@ -99,7 +100,7 @@ def whole_run(store, folder, **options):
         logger.set_tags({"note": "second"})
         logger.log_metrics({"loss/val": 0.5}, 4)
         logger.end("FAILED", "ValueError: so it is")
-    if not logger.spool.waits:
+    if not logger.spool.file:
         return stored(store, logger.version)
     logger.spool.file.close()  # as the process's end does
     while True:
@@ -221,9 +222,9 @@ def test_tries_cost_little_time(store, monkeypatch, tmp_path, refused):
 
 def test_what_was_sent_is_not_sent_again_by_the_run_itself(store, faulty, tmp_path, monkeypatch):
     sizes = []
-    write = tracking.Run.log_metrics
+    write = RunWriter.log_metrics
     monkeypatch.setattr(
-        tracking.Run, "log_metrics",
+        RunWriter, "log_metrics",
         lambda self, metrics: (write(self, metrics), sizes.append(len(metrics)))[0],
     )  # fmt: skip
     faulty(["before", *repeat(None, 4), "before", None, "before"])
@@ -262,7 +263,7 @@ def test_a_wrong_answer_is_an_error_and_a_busy_server_is_waited_for(status, tmp_
     try:
         if status in (429, 500, 502, 503, 504):
             logger.log_hyperparams({"a": 1})
-            assert logger.spool.waits and logger.version == ""
+            assert logger.spool.file and logger.version == ""
         else:
             with pytest.raises(MlflowException):
                 logger.log_hyperparams({"a": 1})
@@ -367,12 +368,3 @@ def test_send_from_the_command_line(store, faulty, tmp_path, script):
     assert not list(tmp_path.rglob(UNSENT))
     outcome = script("eval", f"send={tmp_path}")
     assert outcome.status == 1 and f"nothing waits to be sent: {tmp_path} holds no" in outcome.err
-
-
-def test_a_run_is_ended_from_outside(store):
-    logger = MLflowLogger(store)
-    logger.log_metrics({"a": 1.0})
-    logger.flush()
-    end_run(store, logger.version, "FAILED", "killed (out of memory?)")
-    found = connect(store).get_run(logger.version)
-    assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "killed (out of memory?)")

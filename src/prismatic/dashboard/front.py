@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from prismatic.report.style import ACCENT, MUTED, STYLE, explain, styled
-from prismatic.tracking.names import SCORE
+from prismatic.tracking import SCORE
 
 FIRST = 10  # trials that the reference is taken from
 PANELS = 6  # parameters that one picture has room for

@@ -27,7 +27,7 @@ from optuna.trial import Trial, TrialState
 
 from hydra_plugins.prismatic_optuna import _reading as reading
 from hydra_plugins.prismatic_optuna.callback import Callback
-from prismatic.tracking.names import SCORE
+from prismatic.tracking import SCORE
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.prismatic_optuna._reading import counts, finished, gist
-from prismatic.tracking import Recorder, connect
-from prismatic.tracking.names import SCORE
+from prismatic.tracking import SCORE, Recorder, connect
 
 from . import standing, views
 from .front import FIRST, compute_front, compute_history

@@ -8,8 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from prismatic.tracking import WORKFLOW
-from prismatic.tracking.names import final
+from prismatic.tracking import WORKFLOW, objective_metric
 
 TAG = "mlflow.sharedViewState."
 MOST = 100  # runs that a chart compares
@@ -20,7 +19,7 @@ def view(parent_id: str, objectives: Sequence[str], maximise: bool, params: Sequ
 
     Of one objective the scatter is over the first parameter. `maximise` is that of the first.
     """
-    metrics = [final(name) for name in objectives]
+    metrics = [objective_metric(name) for name in objectives]
     axes = [{"key": name, "type": "METRIC"} for name in metrics[:2]]
     axes = [{"key": name, "type": "PARAM"} for name in params[: 2 - len(axes)]] + axes
     parallel = {"selectedParams": params, "selectedMetrics": metrics, "showAllRuns": False}

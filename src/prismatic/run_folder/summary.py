@@ -36,33 +36,44 @@ def report_strength(model: Transformer, logger: Any) -> None:
 
 
 @rank_zero_only
-def summarise(task: Task, metrics: Mapping[str, float], run_dir: Path, logger: Any) -> None:
+def summarise(task: Task, metrics: Mapping[str, float], run_dir: Path, *, logger: Any) -> None:
     """Print the result beside what it is to be compared with, and where to look next."""
     rows: dict[str, float] = {}
     rows |= {name: metrics[name] for name in ("loss/val", "loss/bits_per_byte") if name in metrics}
     rows |= {f"{name} (baseline)": value for name, value in task.baselines.items()}
     if task.bayes_loss is not None:
         rows["bayes (least possible)"] = task.bayes_loss
-    width = max(map(len, rows), default=0) + 2
-    lines = [f"  {name:<{width}}{value:.4f}" for name, value in rows.items()]
-    log.info("\n".join(["", "result, in nats per token unless named otherwise", *lines]))
+    print_rows("result, in nats per token unless named otherwise", rows, ".4f")
     log.info(f"run folder:   {run_dir}\nlook closer:  python src/eval.py run={run_dir}")
     pictures = run_dir / FOLDER / HTML
     if pictures.is_file():
         log.info(f"pictures:     {pictures}")
-    if logger is not None:
-        log.info(logger.unsent or f"browse:       make ui, or {logger.url()}")
+    print_address(logger)
 
 
 @rank_zero_only
 def summarise_seeds(
-    metrics: Mapping[str, float], names: Sequence[str], run_dir: Path, num_seeds: int, logger: Any
+    metrics: Mapping[str, float],
+    names: Sequence[str],
+    run_dir: Path,
+    *,
+    num_seeds: int,
+    logger: Any,
 ) -> None:
     """Keep and print what several trainings come to together."""
     write_text(run_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
-    lines = [f"  {name:<{max(map(len, names)) + 2}}{metrics[name]:.6g}" for name in names]
-    log.info("\n".join(["", f"result of {num_seeds} seeds (means)", *lines]))
+    print_rows(f"result of {num_seeds} seeds (means)", {n: metrics[n] for n in names}, ".6g")
     log.info(f"run folder:   {run_dir}\nall means:    {run_dir / METRICS}")
     if logger is not None:
         logger.set_tags({"run_dir": run_dir})  # each seed has set its own
+    print_address(logger)
+
+
+def print_rows(title: str, rows: Mapping[str, float], style: str) -> None:
+    width = max(map(len, rows), default=0) + 2
+    log.info("\n".join(["", title, *(f"  {k:<{width}}{v:{style}}" for k, v in rows.items())]))
+
+
+def print_address(logger: Any) -> None:
+    if logger is not None:
         log.info(logger.unsent or f"browse:       make ui, or {logger.url()}")

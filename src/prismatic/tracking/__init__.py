@@ -1,15 +1,14 @@
 """Runs in MLflow, written in batches and through an outage of the store.
 
-Reading order: `store.py` (the store and its errors), `run.py` (a run in it), `spool.py` (what waits
-while the store has an outage), `recorder.py`, `logger.py` (the recorder as a Lightning logger; by
-itself, since a sweep's own process is to be there without Lightning).
+Reading order: `store.py` (the store and its errors), `run.py` (a run in it, and what waits while
+the store has an outage), `recorder.py`, `logger.py` (the recorder as a Lightning logger; by itself,
+since a sweep's own process is to be there without Lightning).
 """
 
 import os
 
-from .recorder import Recorder, flatten
-from .run import Run, end_run
-from .spool import UNSENT, Spool, send
+from .recorder import SCORE, Recorder, flatten, objective_metric
+from .run import UNSENT, send
 from .store import WORKFLOW, connect
 
 # Telemetry reports to MLflow's makers from a thread: only for a user who asks for it. MLflow reads
@@ -22,5 +21,5 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a connection ma
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 __all__ = [
-    "UNSENT", "WORKFLOW", "Recorder", "Run", "Spool", "connect", "end_run", "flatten", "send",
+    "SCORE", "UNSENT", "WORKFLOW", "Recorder", "connect", "flatten", "objective_metric", "send",
 ]  # fmt: skip

@@ -46,24 +46,21 @@ class MLflowLogger(Recorder, Logger):
         error = sys.exception()
         good = status in ("success", "finished")
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        reason = "" if good else reason_of(error)
+        reason = "" if good else first_reason(error)
         try:
-            if self.prefix and not killed:
-                return self._pause(reason)
-            self.end("FINISHED" if good else "KILLED" if killed else "FAILED", reason)
+            if killed or not self.prefix:
+                self.end("FINISHED" if good else "KILLED" if killed else "FAILED", reason)
+            else:
+                self.flush()
+                if reason:
+                    self.set_tags({f"{self.prefix}reason": reason[:REASON_LENGTH]})
         except Exception as fault:
             if good:
                 raise
             log.warning(f"warning: MLflow could not be told how the run ended: {fault}")
 
-    def _pause(self, reason: str) -> None:
-        """One of several Lightning runs has ended."""
-        self.flush()
-        if reason:
-            self.set_tags({f"{self.prefix}reason": reason[:REASON_LENGTH]})
 
-
-def reason_of(error: BaseException | None) -> str:
-    """What happened, in its first line; of Hydra's errors, which say where, the cause."""
+def first_reason(error: BaseException | None) -> str:
+    """What an error says; where that is Hydra's, which names a place, what its cause says."""
     told = next((c for c in causes(error) if not isinstance(c, HydraException)), error)
     return "" if told is None else f"{type(told).__name__}: {told}".strip(": ")

@@ -1,4 +1,4 @@
-"""Writes a run: a buffer of metrics, and how a run ends. Knows nothing of Lightning."""
+"""Records a run in MLflow: a buffer of metrics, and how a run ends. Knows nothing of Lightning."""
 
 import json
 import logging
@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .spool import Spool
-from .store import SQLITE, without_password
+from prismatic.errors import one_of, require
+
+from .run import Spool
+from .store import sqlite_path, sqlite_uri, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STATUSES = ("FINISHED", "FAILED", "KILLED")
+SCORE = "objective/"  # begins the names of measures from 0 to 1, of which more is better
 PARAM_LENGTH = 6000  # MLflow cuts a longer one
 REASON_LENGTH = 2000
 
@@ -46,11 +48,10 @@ class Recorder:
         flush_seconds: float = 10.0,
         spool: str | Path | None = None,
     ) -> None:
-        if not (buffer >= 1 and flush_seconds >= 0):
-            raise ValueError(f"{buffer=} must be at least 1, {flush_seconds=} at least 0")
-        if tracking_uri.startswith(SQLITE):
-            tracking_uri = f"{SQLITE}{Path(tracking_uri.removeprefix(SQLITE)).absolute()}"
-        self.tracking_uri = tracking_uri
+        require(buffer >= 1, "logger.buffer", buffer, "give a whole number >= 1")
+        require(flush_seconds >= 0, "logger.flush_seconds", flush_seconds, "give a number >= 0")
+        path = sqlite_path(tracking_uri)
+        self.tracking_uri = sqlite_uri(path.absolute()) if path else tracking_uri
         self.experiment_name = experiment_name
         self.run_name = run_name
         self.tags = dict(tags or {})
@@ -107,8 +108,8 @@ class Recorder:
         if len(self._waiting) + len(metrics) > self.buffer:
             self.flush()
         now = milliseconds()
-        named = ((f"{self.prefix}{key}", float(value)) for key, value in metrics.items())
-        self._waiting += [(key, value, now, step or 0) for key, value in named]
+        for name, value in metrics.items():
+            self._waiting.append((f"{self.prefix}{name}", float(value), now, step or 0))
         self._status = "RUNNING"
         self.save()
 
@@ -130,15 +131,13 @@ class Recorder:
         A value of more than 6000 characters is kept whole as the artifact `params/<name>.txt`. As
         MLflow never changes a parameter, a resumed run's new value is the tag `changed.<name>`.
         """
-        values = {key: self._fitting(key, value) for key, value in flatten(params)}
+        values = dict(flatten(params))
+        for key, value in values.items():
+            if len(value) > PARAM_LENGTH:
+                self.log_artifact_text(f"params/{key}.txt", value)
+                pointer = f"... [whole value: params/{key}.txt]"
+                values[key] = value[: PARAM_LENGTH - len(pointer)] + pointer
         self._call("log_params", params=values)
-
-    def _fitting(self, key: str, value: str) -> str:
-        if len(value) <= PARAM_LENGTH:
-            return value
-        self.log_artifact_text(f"params/{key}.txt", value)
-        pointer = f"... [whole value: params/{key}.txt]"
-        return value[: PARAM_LENGTH - len(pointer)] + pointer
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags of the run; values become text."""
@@ -162,16 +161,14 @@ class Recorder:
         """Store `obj` as JSON; what JSON does not know becomes text."""
         self.log_artifact_text(name, json.dumps(obj, indent=2, default=str) + "\n")
 
-    def log_file(self, path: str | Path, folder: str | None = None) -> None:
+    def log_file(self, path: str | Path, folder: str = "") -> None:
         """Copy a file into the run's artifacts, under `folder` if given."""
         content = Path(path).read_bytes().decode(errors="surrogateescape")
-        name = f"{folder}/{Path(path).name}" if folder else Path(path).name
-        self._call("log_artifact", name=f"{self.prefix}{name}", content=content)
+        self.log_artifact_text(f"{folder}/{Path(path).name}".lstrip("/"), content)
 
     def end(self, status: str, reason: str = "") -> None:
         """Flush and close the run as FINISHED, FAILED or KILLED; the last status wins."""
-        if status not in STATUSES:
-            raise ValueError(f"status={status!r} is not one of {', '.join(STATUSES)}")
+        one_of("status", status, ("FINISHED", "FAILED", "KILLED"))
         if status == self._status or not (self._open or self._waiting):
             return
         try:
@@ -188,13 +185,13 @@ class Recorder:
     @property
     def unsent(self) -> str:
         """What to do about that which has not reached the store; empty if all has."""
-        if not self.spool.waits or self.spool.path is None:
+        path = self.spool.path
+        if self.spool.file is None or path is None:
             return ""
-        folder = self.spool.path.parent
+        store = without_password(self.tracking_uri)
         return (
-            f"not sent:     {self.spool.path} waits for MLflow at "
-            f"{without_password(self.tracking_uri)}\n"
-            f"send it:      python src/eval.py send={folder}"
+            f"not sent:     {path} waits for MLflow at {store}\n"
+            f"send it:      python src/eval.py send={path.parent}"
         )
 
     def url(self) -> str:
@@ -215,3 +212,8 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)
+
+
+def objective_metric(name: str) -> str:
+    """Under which name MLflow keeps what a run ends with in an objective: `objective/loss/val`."""
+    return name if name.startswith(SCORE) else SCORE + name

@@ -1,4 +1,4 @@
-"""Where runs are kept: a client for the store, and whether an error of it will pass."""
+"""MLflow's stores: their addresses, a client, an experiment, and whether an error will pass."""
 
 import logging
 import os
@@ -13,13 +13,29 @@ from prismatic.errors import FULL_DISK, causes
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SQLITE = "sqlite:///"
+ARTIFACTS = "mlartifacts"  # the folder beside the database
 PASSING = {  # what sqlite says when a database is in use or a disk is full
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
 }  # fmt: skip
 # Without these MLflow's UI opens an experiment as a collection of chat traces, and shows no runs.
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 WORKFLOW = "workflowType=machine_learning"
+
+
+def sqlite_path(tracking_uri: str) -> Path | None:
+    """The file of a sqlite store; None for a store of another kind."""
+    from sqlalchemy import make_url
+
+    if not tracking_uri.startswith("sqlite:"):
+        return None
+    return Path(make_url(tracking_uri).database or "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of a sqlite store, whatever characters its path has."""
+    from sqlalchemy import URL
+
+    return str(URL.create("sqlite", database=str(path)))
 
 
 def connect(tracking_uri: str) -> "MlflowClient":
@@ -31,10 +47,10 @@ def connect(tracking_uri: str) -> "MlflowClient":
         logging.getLogger(name).setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING"))
     for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they print the errors that they raise
-    if tracking_uri.startswith(SQLITE):
-        path = Path(tracking_uri.removeprefix(SQLITE))
+    path = sqlite_path(tracking_uri)
+    if path is not None:
         if not path.exists():
-            _create_sqlite(path)
+            create_sqlite(path)
         path.open("rb").close()  # MLflow tries for minutes to open what cannot be opened
     try:
         return MlflowClient(tracking_uri=tracking_uri)
@@ -46,7 +62,7 @@ def connect(tracking_uri: str) -> "MlflowClient":
         ) from error
 
 
-def _create_sqlite(path: Path) -> None:
+def create_sqlite(path: Path) -> None:
     """Build the database under another name: a file at `path` is always a whole store."""
     from filelock import FileLock
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -58,7 +74,7 @@ def _create_sqlite(path: Path) -> None:
         if not path.exists():
             draft = path.with_name(f"{path.name}.draft")
             draft.unlink(missing_ok=True)  # left by a process that died here
-            store = SqlAlchemyStore(f"{SQLITE}{draft}", str(path.with_name("mlartifacts")))
+            store = SqlAlchemyStore(sqlite_uri(draft), str(path.with_name(ARTIFACTS)))
             store.engine.dispose()
             draft.rename(path)
 
@@ -67,10 +83,10 @@ def experiment_id(client: "MlflowClient", name: str, tracking_uri: str) -> str:
     """The id of the experiment, which is created if it is missing."""
     from mlflow.exceptions import MlflowException
 
-    folder = str(Path(tracking_uri.removeprefix(SQLITE)).with_name("mlartifacts"))
-    location = folder if tracking_uri.startswith(SQLITE) else None
     found = client.get_experiment_by_name(name)
     if found is None:
+        path = sqlite_path(tracking_uri)
+        location = str(path.with_name(ARTIFACTS)) if path else None
         try:
             return client.create_experiment(name, location, tags=TRAINING)
         except MlflowException:
@@ -109,7 +125,7 @@ def without_password(tracking_uri: str) -> str:
 
 
 def page(tracking_uri: str, experiment_id: str, run_id: str) -> str:
-    """Where a person finds a run: its address, below the command that serves a local one."""
+    """Where a person finds a run: its address, below the command that serves a local store."""
     path = f"/#/experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}"
     store = without_password(tracking_uri)
     if store.startswith("http"):
