@@ -192,9 +192,7 @@ def test_the_last_status_wins_and_a_wrong_one_is_refused(store):
     logger.finalize("success")
     logger.end("FAILED")
     assert info(logger).status == "FAILED"
-    with pytest.raises(
-        ValueError, match="'PRUNED' is not valid: choose one of"
-    ):
+    with pytest.raises(ValueError, match="'PRUNED' is not valid: choose one of"):
         logger.end("PRUNED")
 
 
