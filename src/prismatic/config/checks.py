@@ -23,12 +23,9 @@ def check(config: DictConfig) -> None:
     """Refuse what would fail late, and root keys that nothing reads (misspelt, added with `+`)."""
     for key in config:
         one_of("root key", str(key), (*GROUPS, *VALUES))
-    objective, seeds = config.objective, [config.seed, *(config.seeds or ())]
-    for seed in seeds:
+    for seed in [config.seed, *(config.seeds or ())]:
         whole = isinstance(seed, int) and 0 <= seed < 2**32
         require(whole, "seed", seed, "give a whole number from 0 to 2**32 - 1")
-    wanted = "name a metric such as loss/val, or a list of metrics"
-    require(bool(objective), "objective", objective, wanted)
     for group in ("perturbation", "focal"):
         instantiate(config[group])  # a value that no router reads must be a good one, too
 
