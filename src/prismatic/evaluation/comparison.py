@@ -17,7 +17,7 @@ from prismatic.tracking import connect, flatten
 COPIES = ("router.focal.", "router.perturbation.")  # of groups that stand in the file themselves
 
 
-class Run(NamedTuple):
+class ComparedRun(NamedTuple):
     """A run by a label that tells it from others; the record is None where it left none."""
 
     label: str
@@ -41,7 +41,7 @@ def compare(names: Sequence[str], tracking_uri: str, output: Path) -> str:
     return f"{text}\n\npicture and table: {path}"
 
 
-def find_run(name: str, tracking_uri: str) -> Run:
+def find_run(name: str, tracking_uri: str) -> ComparedRun:
     """A run by its folder or its id in MLflow."""
     folder = Path(name).expanduser()
     if (folder / CONFIG).is_file():
@@ -55,16 +55,16 @@ def find_run(name: str, tracking_uri: str) -> Run:
     return download(name, tracking_uri)
 
 
-def read_folder(folder: Path, label: str) -> Run:
+def read_folder(folder: Path, label: str) -> ComparedRun:
     """A run from the files that it left in a folder."""
     config = OmegaConf.load(folder / CONFIG)
     assert isinstance(config, DictConfig)
     entries = {key: value for key, value in flatten(config) if not key.startswith(COPIES)}
     recorded = folder / FILE
-    return Run(label, entries, read(recorded) if recorded.is_file() else None)
+    return ComparedRun(label, entries, read(recorded) if recorded.is_file() else None)
 
 
-def download(run_id: str, tracking_uri: str) -> Run:
+def download(run_id: str, tracking_uri: str) -> ComparedRun:
     """A run from what MLflow keeps of it. Raises `ValueError` for one that it does not have."""
     from mlflow.exceptions import MlflowException
 

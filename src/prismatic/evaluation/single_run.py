@@ -69,26 +69,24 @@ def require_same_data(task: Task, manifest: dict[str, Any]) -> None:
         )
 
 
-def continuation(
-    run_dir: Path, prompt: str, count: int, temperature: float, top_p: float, seed: int,
+def sample_continuation(
+    run_dir: Path,
+    prompt: str,
+    count: int,
+    *,
+    temperature: float,
+    top_p: float,
+    seed: int,
     checkpoint: str = "best",
-) -> str:  # fmt: skip
+) -> str:
     """The prompt and `count` sampled bytes; bytes that are no UTF-8 are shown as U+FFFD."""
     model, _ = load(run_dir, checkpoint)
     tokens_BT = torch.tensor([list(prompt.encode())])
     generator = torch.Generator().manual_seed(seed)
-    out_BT = generate(model, tokens_BT, count, temperature, top_p, generator)
+    out_BT = generate(
+        model, tokens_BT, count, temperature=temperature, top_p=top_p, generator=generator
+    )
     return bytes(out_BT[0].tolist()).decode(errors="replace")
-
-
-def report(result: dict[str, Any]) -> str:
-    """A table of results."""
-    width = max(map(len, result)) + 2
-    lines = [
-        f"{name:<{width}}{value:.4f}" if isinstance(value, float) else f"{name:<{width}}{value}"
-        for name, value in result.items()
-    ]
-    return "\n".join(lines)
 
 
 def check(config: Any) -> None:
@@ -102,11 +100,17 @@ def check(config: Any) -> None:
 
 
 def main(config: Any) -> None:
-    """What `src/eval.py` does."""
+    """What `src/eval.py run=` does."""
     check(config)
     run_dir = Path(config.run).expanduser()
     text = read_run(run_dir)[1]["vocab_size"] == 256
-    print(report(evaluate(run_dir, config.checkpoint, config.device)))
+    results = evaluate(run_dir, config.checkpoint, config.device)
+    width = max(map(len, results)) + 2
+    for name, value in results.items():
+        print(f"{name:<{width}}{f'{value:.4f}' if isinstance(value, float) else value}")
     if text:
-        sampled = (config.prompt, config.count, config.temperature, config.top_p, config.seed)
-        print(f"\n--- continuation ---\n{continuation(run_dir, *sampled, config.checkpoint)}")
+        sampled = sample_continuation(
+            run_dir, config.prompt, config.count, temperature=config.temperature,
+            top_p=config.top_p, seed=config.seed, checkpoint=config.checkpoint,
+        )  # fmt: skip
+        print(f"\n--- continuation ---\n{sampled}")
