@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from prismatic.config import command_line as cli
 from prismatic.config import paths
+from prismatic.config.checks import check
 
 paths.register()
 
@@ -13,6 +14,7 @@ paths.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> object:
     cli.refuse_lone_sweep(HydraConfig.get().runtime.choices, paths.in_sweep())
+    check(config)  # in a second: what trains takes several to import
     from prismatic.replicas import run
 
     return run(config, HydraConfig.get().runtime.output_dir)

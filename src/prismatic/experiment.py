@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from prismatic.config.checks import check, check_ranks, pinned
 from prismatic.config.paths import in_sweep
 from prismatic.data import Task
-from prismatic.errors import one_of, require
+from prismatic.errors import one_of
 from prismatic.files import write_text
 from prismatic.models import Transformer
 from prismatic.run_folder.contents import (
@@ -134,9 +134,7 @@ def train(
 
 
 def objectives(config: DictConfig) -> list[str]:
-    """The names of the metrics that a run is judged by. Raises `ValueError` where there is none."""
-    wanted = "name a metric such as loss/val, or a list of metrics"
-    require(bool(config.objective), "objective", config.objective, wanted)
+    """The names of the metrics that a run is judged by."""
     return [config.objective] if isinstance(config.objective, str) else list(config.objective)
 
 

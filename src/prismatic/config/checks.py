@@ -2,15 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import pytorch_lightning as pl
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pytorch_lightning.strategies import ParallelStrategy
 
 from prismatic.errors import one_of, require
+
+if TYPE_CHECKING:  # a refusal shall not wait for imports that take seconds
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.strategies import ParallelStrategy
 
 GROUPS = (
     "data", "model", "router", "perturbation", "focal", "loss", "optim", "trainer", "callbacks",
@@ -20,19 +21,29 @@ VALUES = ("seed", "seeds", "ckpt_path", "objective", "tags", "twin")
 
 
 def check(config: DictConfig) -> None:
-    """Refuse what would fail late, and root keys that nothing reads (misspelt, added with `+`)."""
+    """Refuse what would fail late, and root keys that nothing reads (misspelt, added with `+`).
+
+    Raises `ValueError`. Needs no model, so that a script can ask before it imports what trains.
+    """
     for key in config:
         one_of("root key", str(key), (*GROUPS, *VALUES))
     for seed in [config.seed, *(config.seeds or ())]:
         whole = isinstance(seed, int) and 0 <= seed < 2**32
         require(whole, "seed", seed, "give a whole number from 0 to 2**32 - 1")
+    wanted = "name a metric such as loss/val, or a list of metrics"
+    require(bool(config.objective), "objective", config.objective, wanted)
+    steps, interval = config.trainer.max_steps, config.trainer.val_check_interval
+    counted = isinstance(steps, int) and (steps >= 1 or steps == -1)
+    require(counted, "trainer.max_steps", steps, "give a whole number >= 1, or -1 for no end")
+    whole = isinstance(interval, int) and interval >= 1
+    require(whole, "trainer.val_check_interval", interval, "give a whole number >= 1")
     for group in ("perturbation", "focal"):
         instantiate(config[group])  # a value that no router reads must be a good one, too
 
 
-def check_ranks(trainer: pl.Trainer, batch_size: int, in_sweep: bool) -> None:
+def check_ranks(trainer: "Trainer", batch_size: int, in_sweep: bool) -> None:
     """Refuse what several processes could not do, before there are several."""
-    world, strategy = trainer.world_size, cast(ParallelStrategy, trainer.strategy)
+    world, strategy = trainer.world_size, cast("ParallelStrategy", trainer.strategy)
     shares = f"it is shared by {world} processes: give a multiple of {world}"
     require(batch_size % world == 0, "optim.batch_size", batch_size, shares)
     # Lightning runs the command again for each further process: a sweep's would be a sweep.
@@ -45,18 +56,17 @@ def check_ranks(trainer: pl.Trainer, batch_size: int, in_sweep: bool) -> None:
 
 
 def pinned(config: DictConfig) -> DictConfig:
-    """A copy that means the same from any working directory, and that fits itself."""
+    """A checked copy that means the same from any working directory, and that fits itself."""
+    import torch
+
+    check(config)
     config = config.copy()
     if config.data.get("path"):
         config.data.path = str(Path(config.data.path).expanduser().absolute())
-    if config.trainer.accelerator == "auto" and not torch.cuda.is_available():
-        config.trainer.accelerator = "cpu"  # Apple's GPU has no float64, which positions need
     trainer = config.trainer
-    interval, steps = trainer.val_check_interval, trainer.max_steps
-    counted = isinstance(steps, int) and (steps >= 1 or steps == -1)
-    require(counted, "trainer.max_steps", steps, "give a whole number >= 1, or -1 for no end")
-    whole = isinstance(interval, int) and interval >= 1
-    require(whole, "trainer.val_check_interval", interval, "give a whole number >= 1")
-    if 0 < steps * trainer.accumulate_grad_batches < interval:
-        trainer.val_check_interval = steps * trainer.accumulate_grad_batches
+    if trainer.accelerator == "auto" and not torch.cuda.is_available():
+        trainer.accelerator = "cpu"  # Apple's GPU has no float64, which positions need
+    batches = trainer.max_steps * trainer.accumulate_grad_batches
+    if 0 < batches < trainer.val_check_interval:
+        trainer.val_check_interval = batches
     return config
