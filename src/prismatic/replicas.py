@@ -22,7 +22,7 @@ from prismatic.measures import diversity, over_seeds
 from prismatic.run_folder.contents import METRICS
 from prismatic.run_folder.summary import summarise_seeds
 from prismatic.tracking.logger import MLflowLogger
-from prismatic.training import PREDICTIONS, STOP, DivergedError, Objectives, Trial
+from prismatic.training import PREDICTIONS, STOP, DivergedError, Objectives, TrialProgress
 
 EXCESS = "loss/excess"  # of the validation loss over the dense twin's
 RELATIVE = "diversity/relative"  # of the views to that of as many dense models
@@ -40,7 +40,7 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     run_dir, config = Path(run_dir), pinned(config)
     seeds = [config.seed] if config.seeds is None else list(config.seeds)
     twins = list(dense_twins(config, seeds)) if config.twin else []
-    trial = Trial(run_dir, objectives(config)) if in_sweep() else None
+    trial = TrialProgress(run_dir, objectives(config)) if in_sweep() else None
     tags = {} if trial is None else {"trial": str(HydraConfig.get().job.num)}
     logger = build_logger(config, run_dir, tags)
     if logger is not None and (trial is not None or config.seeds is not None):
@@ -60,14 +60,14 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     return conclude(config, metrics, logger)
 
 
-def callbacks_of(config: DictConfig, trial: Trial | None) -> list[Objectives | Trial]:
+def callbacks_of(config: DictConfig, trial: TrialProgress | None) -> list[Objectives | TrialProgress]:
     """What watches each training, besides the configuration's own callbacks."""
     own = [name for name in objectives(config) if name not in (EXCESS, RELATIVE)]
     return [Objectives(own), *([trial] if trial is not None else [])]
 
 
 def train_seeds(
-    config: DictConfig, run_dir: Path, logger: MLflowLogger | None, trial: Trial | None
+    config: DictConfig, run_dir: Path, logger: MLflowLogger | None, trial: TrialProgress | None
 ) -> dict[str, float]:
     """A training per seed in one run of the logger, and the means over those that stayed finite.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prismatic.measures.adaptation import DomainRouting, Twins, mutual_information
+from prismatic.measures.routing import DomainRouting, Twins, domain_information
 from prismatic.routers import Routing
 
 from .test_views import CPU, model
@@ -15,16 +15,16 @@ from .test_views import CPU, model
 
 def test_information_is_none_or_all():
     apart = torch.tensor([[30.0, 30.0], [20.0, 20.0]])
-    assert mutual_information(apart) == pytest.approx(0, abs=1e-12)
-    assert mutual_information(torch.eye(3) * 7) == pytest.approx(1)
-    assert mutual_information(torch.tensor([[5.0, 0, 0], [0, 2.5, 2.5]])) == pytest.approx(1)
+    assert domain_information(apart) == pytest.approx(0, abs=1e-12)
+    assert domain_information(torch.eye(3) * 7) == pytest.approx(1)
+    assert domain_information(torch.tensor([[5.0, 0, 0], [0, 2.5, 2.5]])) == pytest.approx(1)
 
 
 def test_a_view_without_any_weight_is_as_if_it_were_not_there():
     seen = torch.tensor([[5.0, 2.0], [1.0, 4.0]])
     padded = torch.nn.functional.pad(seen, (1, 2))
-    known = mutual_information(seen)
-    assert mutual_information(padded) == pytest.approx(known) and known > 0.1
+    known = domain_information(seen)
+    assert domain_information(padded) == pytest.approx(known) and known > 0.1
 
 
 def test_information_against_entropies():
@@ -32,13 +32,13 @@ def test_information_against_entropies():
     p = joint / joint.sum()
     entropies = [-(q * np.log(q)).sum() for q in (p.sum(0), p.sum(1), p)]
     expected = (entropies[0] + entropies[1] - entropies[2]) / math.log(3)
-    assert mutual_information(torch.from_numpy(joint)) == pytest.approx(expected, rel=1e-9)
+    assert domain_information(torch.from_numpy(joint)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_domain_that_was_not_seen_does_not_count():
     seen = torch.tensor([[3.0, 1.0], [0.0, 0.0], [1.0, 3.0]])
-    assert mutual_information(seen) == mutual_information(seen[[0, 2]]) > 0
-    assert mutual_information(seen[:2]) == 0
+    assert domain_information(seen) == domain_information(seen[[0, 2]]) > 0
+    assert domain_information(seen[:2]) == 0
 
 
 @pytest.mark.parametrize(

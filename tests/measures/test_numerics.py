@@ -1,144 +1,112 @@
-"""The table of float facts is what this machine computes, and so are the numbers of source 000."""
+"""What is measured of attention and gradients is what its definition says."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
+from scipy.stats import entropy
 
-from prismatic.measures.numerics import FAINT, FLOATS
+from prismatic.measures.numerics import (
+    FAINT,
+    QUANTILES,
+    attention_measures,
+    gradient_norms,
+    measure_attention,
+    quantiles,
+    spikes,
+)
+from prismatic.perturb import Perturbation, role
 
-FORMATS = [(getattr(torch, name), facts) for name, facts in FLOATS.items()]
-each_format = pytest.mark.parametrize(("dtype", "facts"), FORMATS, ids=FLOATS)
-
-
-def exp32(x: float) -> float:
-    return torch.tensor(x, dtype=torch.float32).exp().item()
-
-
-def stepped(x: float, towards: float, dtype: torch.dtype) -> torch.Tensor:
-    """The next number of a format."""
-    return torch.nextafter(torch.tensor(x, dtype=dtype), torch.tensor(towards, dtype=dtype))
-
-
-@each_format
-def test_the_table_says_what_torch_says(dtype, facts):
-    info = torch.finfo(dtype)
-    assert (facts.eps, facts.largest, facts.normal) == (info.eps, info.max, info.tiny)
-    assert stepped(0.0, 1.0, dtype).item() == facts.least
-    for x in (facts.exp_finite, facts.exp_normal, facts.exp_positive):
-        assert torch.tensor(x, dtype=dtype).item() == x, "it is in the format"
+from .test_views import model
 
 
-@each_format
-def test_exp_leaves_where_the_table_says(dtype, facts):
-    ends = [
-        (facts.exp_finite, math.inf, lambda y: y.isfinite()),
-        (facts.exp_normal, -math.inf, lambda y: y >= facts.normal),
-        (facts.exp_positive, -math.inf, lambda y: y > 0),
-    ]
-    for x, outwards, within in ends:
-        assert within(torch.tensor(x, dtype=dtype).exp())
-        assert not within(stepped(x, outwards, dtype).exp())
+def attention(num_tokens: int = 7, scale: float = 8.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal logits (2, 3, T, T), some of them out of range, and their softmax."""
+    torch.manual_seed(0)
+    future = torch.ones(num_tokens, num_tokens, dtype=torch.bool).triu(1)
+    logits = torch.randn(2, 3, num_tokens, num_tokens) * scale
+    logits = logits.masked_fill(future, -math.inf)
+    return logits, logits.softmax(-1)
 
 
-@each_format
-def test_what_vanishes_beside_a_maximum(dtype, facts):
-    lost, kept = (stepped(facts.vanishing, to, dtype) for to in (math.inf, 0.0))
-    assert 1 + (-lost).exp() == 1 < 1 + (-kept).exp()
-    assert (-lost).exp() > 0, "the weight itself is not lost"
+def test_attention_measures_against_a_loop_over_rows():
+    logits, probs = attention()
+    shifted, relative, gain, partition = [], [], [], []
+    for matrix, weights in zip(logits.flatten(0, 1).double(), probs.flatten(0, 1), strict=True):
+        for t in range(1, 7):
+            row = matrix[t, : t + 1].numpy()
+            shifted += list(row - row.max())
+            spread = entropy(weights[t, : t + 1].numpy())
+            relative.append(spread / math.log(t + 1))
+            gain.append(math.log(t + 1) - spread)
+            partition.append(logsumexp(row))
+    found = {name: value.numpy() for name, value in attention_measures(logits, probs).items()}
+    np.testing.assert_allclose(found["edge/logit_LQ"], np.quantile(shifted, QUANTILES), rtol=1e-4)
+    assert found["edge/logit_absmax_L"] == pytest.approx(-min(shifted), rel=1e-6)
+    assert 0 < found["edge/out_of_range_L"] == pytest.approx(np.mean(np.array(shifted) < -20))
+    assert found["edge/attention_entropy_L"] == pytest.approx(np.mean(relative), rel=1e-5)
+    assert found["edge/softmax_gain_L"] == pytest.approx(np.mean(gain), rel=1e-5)
+    assert found["edge/log_partition_L"] == pytest.approx(np.mean(partition), rel=1e-5)
+    np.testing.assert_allclose(
+        found["edge/log_partition_LQ"], np.quantile(partition, QUANTILES), rtol=1e-4
+    )
 
 
-@pytest.mark.parametrize("name", ["float32", "float64"])
-def test_a_maximum_has_all_the_weight_beyond_it(name):
-    dtype, gap = getattr(torch, name), FLOATS[name].vanishing
-    for factor, whole in ((1 - 1e-3, False), (1 + 1e-3, True)):
-        probs = torch.tensor([0.0, -factor * gap], dtype=dtype).softmax(0)
-        assert (probs[0] == 1) == whole and probs[1] > 0
+def test_uniform_attention_gains_nothing_and_one_hot_attention_all():
+    logits, _ = attention(scale=0.0)
+    uniform = attention_measures(logits, logits.softmax(-1))
+    assert float(uniform["edge/attention_entropy_L"]) == pytest.approx(1)
+    assert float(uniform["edge/softmax_gain_L"]) == pytest.approx(0, abs=1e-6)
+    logits, _ = attention(scale=1e6)
+    sharp = attention_measures(logits, logits.softmax(-1))
+    assert float(sharp["edge/attention_entropy_L"]) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_range_of_the_edge_metrics_ends_where_a_logit_has_vanished_but_for_float64():
-    gone = {name: facts.vanishing < FAINT for name, facts in FLOATS.items()}
-    assert gone == {"float16": True, "bfloat16": True, "float32": True, "float64": False}
-    assert FLOATS["float32"].vanishing == pytest.approx(16.64, abs=0.01)
+def test_quantiles_of_very_many_values_are_close():
+    torch.manual_seed(0)
+    values = torch.randn(3_000_000)
+    exact = np.quantile(values.numpy(), QUANTILES)
+    np.testing.assert_allclose(quantiles(values), exact, atol=0.1)
 
 
-# exp(x) in float32 as source 000 prints it, right to the digits that it gives.
-PRINTED = {
-    0: "1.0", 1: "2.718", 5: "148.4", 10: "22026", 20: "4.85e8", 40: "2.35e17", 60: "1.14e26",
-    88: "1.65e38", 89: "inf", 100: "inf", -1: "0.368", -20: "2.06e-9", -40: "4.25e-18",
-}  # fmt: skip
+def test_every_pass_is_looked_at_and_one_token_attends_to_nothing():
+    recurrent = model("model.depth=5")
+    found = measure_attention(recurrent, torch.randint(16, (3, 8)))
+    assert {name: value.shape[0] for name, value in found.items()} == dict.fromkeys(found, 5)
+    assert measure_attention(recurrent, torch.randint(16, (3, 1))) == {}
 
 
-@pytest.mark.parametrize(("x", "printed"), PRINTED.items())
-def test_exponentials_of_the_source(x, printed):
-    digits = len(printed.split("e")[0].replace(".", "").lstrip("0"))
-    assert float(f"{exp32(x):.{digits - 1}e}") == float(printed)
+@pytest.mark.parametrize("router", ["prismatic", "dense"])
+def test_gradient_norms_by_tier_and_block(router):
+    few = ["router.num_experts=1"] if router == "dense" else []
+    routed = model(f"router={router}", *few)
+    routed(torch.randint(16, (3, 8))).square().sum().backward()
+    tier_K, block_B = gradient_norms(routed)
+    energy_BK = np.zeros((2, 3))
+    for k, block in enumerate(routed.routers):
+        for parameter in block.expert.parameters():
+            tier = role(parameter, Perturbation())
+            for column, which in enumerate((1, 0, -1)):
+                energy_BK[k, column] += float(parameter.grad[tier == which].square().sum())
+    np.testing.assert_allclose(tier_K, np.sqrt(energy_BK.sum(0)), rtol=1e-5)
+    np.testing.assert_allclose(block_B, np.sqrt(energy_BK.sum(1)), rtol=1e-5)
+    assert (tier_K > 0).all()
 
 
-def test_without_rounding_exp_of_100_is_what_the_source_says():
-    assert f"{math.exp(100):.2e}" == "2.69e+43"
+def test_spikes_are_counted_against_what_was_usual():
+    steady = [0.01 * math.sin(step) for step in range(60)]
+    assert spikes(steady, 100, 4.0) == 0
+    assert spikes([*steady, math.log(4.2), *steady[:5], math.log(40)], 100, 4.0) == 2
+    assert spikes([*steady, math.log(3.8)], 100, 4.0) == 0
+    assert spikes([math.log(100.0), *steady], 100, 4.0) == 0, "the first steps have no before"
+    assert spikes([*steady, math.log(10), *steady, *steady], 100, 4.0) == 0, "it is long ago"
+    assert spikes([*steady, math.nan], 100, 4.0) == 0
+    assert spikes([], 100, 4.0) == 0
 
 
-def test_exp_of_minus_100_is_not_0_but_imprecise():
-    """The source says 3.72e-44, and that it underflows to 0 in float32.
-
-    That is the real number; float32 has a subnormal number near it, 27 times the least one. It is
-    0 only below -103.97, or where a processor flushes subnormal numbers to 0.
-    """
-    assert f"{math.exp(-100):.2e}" == "3.72e-44"
-    assert exp32(-100) == 27 * FLOATS["float32"].least
-    assert f"{exp32(-100):.2e}" == "3.78e-44"
-    assert exp32(-103.9) > 0 == exp32(-104)
-
-
-def test_the_softmax_of_100_and_101():
-    """The source says [0.268, 0.732]: the third digits are wrong, by rounding 0.368 first."""
-    logits = torch.tensor([100.0, 101.0])
-    assert logits.exp().isinf().all() and (logits.exp() / logits.exp().sum()).isnan().all()
-    assert [f"{p:.4f}" for p in logits.softmax(0).tolist()] == ["0.2689", "0.7311"]
-    assert torch.equal(logits.softmax(0), (logits - 101).softmax(0))
-
-
-def test_the_safe_range_of_the_source_is_safe_and_not_the_widest():
-    """The source says -87 < x < 88."""
-    for x in (-87, 88):
-        assert FLOATS["float32"].normal <= exp32(x) <= FLOATS["float32"].largest
-    assert FLOATS["float32"].exp_normal < -87 and 88 < FLOATS["float32"].exp_finite
-
-
-def test_the_safe_range_of_float32_is_no_range_of_half_precision():
-    """The source names float32 only; training is often in 16 bits."""
-    assert torch.tensor(12.0, dtype=torch.float16).exp().isinf()
-    assert torch.tensor(-18.0, dtype=torch.float16).exp() == 0
-    assert torch.tensor(88.0, dtype=torch.bfloat16).exp().isfinite()
-
-
-def test_single_precision_as_the_source_describes_it():
-    """The source says: up to 3.4e38, about 7 digits, and 1.4e-45 as the least positive number."""
-    facts = FLOATS["float32"]
-    assert f"{facts.largest:.1e}" == "3.4e+38" and f"{facts.least:.1e}" == "1.4e-45"
-    assert 6.5 < -math.log10(facts.eps) < 7.5
-
-
-def test_the_last_digits_of_exp_beside_1():
-    """The source says exp(1.0000001) = 2.7182821: so it is, but in float32 both sides round.
-
-    1.0000001 becomes 1 + eps, and its exponential 2.7182822.
-    """
-    y = torch.tensor(1.0000001, dtype=torch.float32)
-    assert y.item() == 1 + FLOATS["float32"].eps
-    assert (f"{math.exp(1.0000001):.7f}", f"{y.exp().item():.7f}") == ("2.7182821", "2.7182822")
-    assert f"{exp32(1.0):.7f}" == "2.7182817", "the source says 2.7182818, the real number"
-
-
-def test_four_steps_multiply_by_e_to_the_4():
-    """The source says about 54.6."""
-    assert exp32(4.0) == pytest.approx(54.6, abs=0.01)
-
-
-def test_the_gradient_of_softmax():
-    """The source says p_i * (delta_ij - p_j)."""
-    logits = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
-    p = logits.softmax(0)
-    found = torch.autograd.functional.jacobian(lambda x: x.softmax(0), logits)
-    torch.testing.assert_close(found, p[:, None] * (torch.eye(3) - p))
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+def test_a_faint_logit_has_vanished_beside_the_largest_but_in_float64(name):
+    one, faint = torch.tensor([0.0, -FAINT], dtype=getattr(torch, name)).exp()
+    assert (one + faint == one) == (name != "float64")

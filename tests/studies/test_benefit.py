@@ -9,7 +9,7 @@ import torch
 
 from prismatic.data import Batch
 from prismatic.measures import views_apart
-from prismatic.measures.adaptation import DomainRouting, Twins
+from prismatic.measures.routing import DomainRouting, Twins
 from prismatic.studies import ASSAY, judge
 from prismatic.studies.benefit import Swap, gated, history, replayed, rows_by_domain, swap_costs
 

@@ -10,10 +10,9 @@ import torch
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from prismatic.experiment import build
-from prismatic.measures.views import changes
+from prismatic.measures.views import changes, describe_lens, describe_views
 from prismatic.report import record
 from prismatic.training import Diagnostics, DivergedError
-from prismatic.training.about import lens, views
 
 from ..measures.test_views import model
 from ..tiny import TEXT, fit, tiny
@@ -80,7 +79,7 @@ def test_what_is_kept_has_the_axes_of_its_name(level, tmp_path):
 def test_the_lens_is_that_of_the_end(tmp_path):
     parts, found = diagnosed(tmp_path, "optim.lr=0.1")
     assert found.about["as_of"] == 4
-    ends = views(changes(parts.model))
+    ends = describe_views(changes(parts.model))
     assert found.about["change_PE"] == ends["change_PE"] and found.about["lens"] == ends["lens"]
     begun = json.loads((tmp_path / record.FILE).read_text().splitlines()[0])["about"]
     assert begun["change_PE"] != ends["change_PE"] and begun["views"] == found.about["views"]
@@ -91,9 +90,9 @@ def test_a_lens_is_shown_where_it_changes_most_and_evenly_where_it_is_flat():
         next(change for change in changes(model("model.dim=128", focal)) if change.weight.ndim > 1)
         for focal in ("focal=radial", "focal=none")
     )
-    found = lens(focused)
+    found = describe_lens(focused)
     assert np.abs(found["selected"]).max() == pytest.approx(float(focused.f_EP.abs().max()))
-    found = lens(flat)
+    found = describe_lens(flat)
     chosen = np.array(found["position"])[np.array(found["selected"][0]) != 0]
     assert np.mean(chosen) == pytest.approx(flat.weight.numel() / 2, rel=0.2)
 

@@ -13,9 +13,9 @@ from prismatic.data import Batch, Task
 from prismatic.errors import require
 from prismatic.experiment import load
 from prismatic.files import write_text
+from prismatic.measures import HeldOut
 from prismatic.models import Transformer, generate
 from prismatic.run_folder.contents import read_run
-from prismatic.training.module import HeldOut
 
 BATCH_ROWS = 64
 

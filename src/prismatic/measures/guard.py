@@ -5,7 +5,7 @@ thresholds stand in conf/guard/default.yaml, with the alarms that are expected o
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ CLOSEST, STRENGTH = "views/closest", "views/least_strength"
 SHARPEST, SPIKES = "edge/least_attention_entropy", "edge/grad_spikes"
 LOSS, RISE = "loss", "loss/rise"
 # What these lead to, one another included, is not named on top of them.
-ROOTS = ("nan", "divergence")
+ROOTS = {"nan", "divergence"}
 # What an Optuna sweep gives a trial up for.
 FATAL = {"divergence", "router_collapse"}
 # Which thresholds are numbers from 0 to 1, and which are counts, from what on.
@@ -43,7 +43,7 @@ class Alarm(NamedTuple):
     remedy: str
 
 
-class Rule(NamedTuple):
+class AlarmRule(NamedTuple):
     """An alarm for a measure that is `bad` at every look for `steps` steps."""
 
     name: str
@@ -95,53 +95,51 @@ class Guard:
         """The alarms that these measures set off; names that no rule knows do not matter."""
         alarms: list[Alarm] = []
         for rule in self.rules():
-            if not self.sounded.intersection(ROOTS) - {rule.name}:
-                alarms += self.apply(rule, step, measures)
+            value = measures.get(rule.measure)
+            if value is None or (self.sounded & ROOTS) - {rule.name}:
+                continue
+            if not rule.bad(value):
+                self.since.pop(rule.name, None)
+                self.sounded.discard(rule.name)
+            elif step - self.since.setdefault(rule.name, step) >= rule.steps:
+                if rule.name not in self.sounded:
+                    self.sounded.add(rule.name)
+                    alarms.append(Alarm(rule.name, rule.message.format(value), rule.remedy))
         return alarms
 
-    def apply(self, rule: Rule, step: int, measures: Mapping[str, float]) -> Iterator[Alarm]:
-        if rule.measure not in measures:
-            return
-        value = measures[rule.measure]
-        if not rule.bad(value):
-            self.since.pop(rule.name, None)
-            self.sounded.discard(rule.name)
-        elif step - self.since.setdefault(rule.name, step) >= rule.steps:
-            if rule.name not in self.sounded:
-                self.sounded.add(rule.name)
-                yield Alarm(rule.name, rule.message.format(value), rule.remedy)
-
-    def rules(self) -> list[Rule]:
+    def rules(self) -> list[AlarmRule]:
         """Every rule, with the thresholds of this guard."""
         slower = (
             "lower perturbation.scale, perturbation.sparsity or optim.lr, or lengthen "
             "optim.warmup_steps"
         )
         return [
-            Rule("nan", LOSS, lambda x: not math.isfinite(x), 0, "the loss is not finite", slower),
-            Rule(
+            AlarmRule(
+                "nan", LOSS, lambda x: not math.isfinite(x), 0, "the loss is not finite", slower
+            ),
+            AlarmRule(
                 "divergence", RISE, lambda x: x > self.divergence_nats, self.divergence_steps,
                 "the loss is {:.3g} nats above what it was before training", slower,
             ),
-            Rule(
+            AlarmRule(
                 "router_collapse", CONCENTRATION, lambda x: x > self.collapse_weight,
                 self.collapse_steps, "every router gives one view {:.1%} of the weight or more",
                 "raise perturbation.scale, lower perturbation.sparsity, or balance the views with "
                 "router.balance_loss=0.01",
             ),
-            Rule(
+            AlarmRule(
                 "dead_view", LEAST_USED, lambda x: x < self.unused_weight, self.unused_steps,
                 "a view gets no more than {:.2%} of the weight from any router",
                 "balance the views with router.balance_loss=0.01, or lower perturbation.scale and "
                 "perturbation.sparsity if views break the model (views/excess)",
             ),
-            Rule(
+            AlarmRule(
                 "identical_views", CLOSEST, lambda x: x < self.identical_nats, 0,
                 "two views predict the same: their log-probabilities are {:.1g} nats apart",
                 "choose a focal pattern that tells views apart (focal=radial_helical), or raise "
                 "perturbation.scale",
             ),
-            Rule(
+            AlarmRule(
                 "near_identity", STRENGTH, lambda x: x < self.identity_norm, 0,
                 "the strongest view changes the weights by {:.2%} of their norm, next to nothing: "
                 "a lens has an absolute width of a few hundred weights",
@@ -149,12 +147,12 @@ class Guard:
                 "focal.length=0.1 focal.wavelength=1; or use focal=none; or raise "
                 "perturbation.scale",
             ),
-            Rule(
+            AlarmRule(
                 "attention_collapse", SHARPEST, lambda x: x < self.attention_entropy, 0,
                 "attention looks at single positions: its entropy is {:.1%} of the most possible",
                 "lower optim.lr, or lengthen optim.warmup_steps",
             ),
-            Rule(
+            AlarmRule(
                 "gradient_spikes", SPIKES, lambda x: x >= self.spike_count, 0,
                 "{:.0f} of the last gradient norms were far above what was usual",
                 "lower perturbation.scale, perturbation.sparsity or optim.lr, or "

@@ -1,55 +1,105 @@
-"""Where the exponential leaves the numbers that a float format can hold."""
+"""How near to the limits of the exponential a model computes: attention logits and gradients.
+
+Shapes: B batch, T time, S attended time, M heads, Q quantiles, K tiers, P positions of a parameter,
+L passes.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from prismatic.models import Transformer, full_tensor, watched
+from prismatic.perturb import Perturbation, select
+
+from .routing import entropy
 
 # How far below the largest logit of a row a logit still counts as in range, in nats: the band that
 # source 000 gives. exp(-20) = 2.1e-9 vanishes beside a 1 in all formats of a model but float64.
 FAINT = 20.0
+QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+MOST_SORTED = 2**17  # quantiles of more values than that are those of every n-th one
+TIERS = ("top", "middle", "bottom")
+SELECTED = Perturbation()  # the tiers: one rule for all runs, so that they can be compared
 
 
-@dataclass(frozen=True)
-class FloatFacts:
-    """A format: `eps` is the gap after 1, `normal` its least number of full precision, `least` its
-    least positive one.
+def quantiles(values: torch.Tensor) -> torch.Tensor:
+    """(Q,) of the values of any shape, exact up to MOST_SORTED of them."""
+    thinned = values.flatten()[:: max(1, values.numel() // MOST_SORTED)]
+    return torch.quantile(thinned.float(), torch.tensor(QUANTILES, device=values.device))
 
-    exp(x) is finite up to x = `exp_finite`, has full precision down to `exp_normal` and is more
-    than 0 down to `exp_positive`: each is in the format, and the next number is beyond.
+
+def attention_measures(logits_BMTS: torch.Tensor, probs_BMTS: torch.Tensor) -> dict:
+    """What one causal attention did; masked entries and rows of one entry are left out.
+
+    Logits are measured after the row's largest was subtracted, as the softmax sees them.
+    `softmax_gain` is ln n - entropy, in nats; `attention_entropy` is in units of ln n.
     """
-
-    eps: float
-    largest: float
-    normal: float
-    least: float
-    exp_finite: float
-    exp_normal: float
-    exp_positive: float
-
-    @property
-    def vanishing(self) -> float:
-        """What one logit must be below the largest to be lost in the sum of a softmax, in nats.
-
-        From there on exp(-d) is at most eps / 2, so that 1 + exp(-d) rounds to 1. The weight itself
-        is lost no sooner than at `exp_positive`.
-        """
-        return math.log(2 / self.eps)
+    logits_BMTS, probs_BMTS = logits_BMTS[:, :, 1:], probs_BMTS[:, :, 1:]
+    size_T = torch.arange(2, 2 + logits_BMTS.shape[2], device=logits_BMTS.device)
+    shifted = (logits_BMTS - logits_BMTS.amax(-1, keepdim=True))[logits_BMTS != -math.inf]
+    entropy_BMT, partition_BMT = entropy(probs_BMTS), logits_BMTS.logsumexp(-1)
+    return {
+        "edge/logit_LQ": quantiles(shifted),
+        "edge/logit_absmax_L": shifted.abs().max(),
+        "edge/out_of_range_L": (shifted < -FAINT).float().mean(),
+        "edge/attention_entropy_L": (entropy_BMT / size_T.log()).mean(),
+        "edge/softmax_gain_L": (size_T.log() - entropy_BMT).mean(),
+        "edge/log_partition_L": partition_BMT.mean(),
+        "edge/log_partition_LQ": quantiles(partition_BMT),
+    }
 
 
-FLOATS = {
-    "float16": FloatFacts(
-        2.0**-10, 65504.0, 2.0**-14, 2.0**-24,
-        11.0859375, -9.703125, -17.328125,
-    ),
-    "bfloat16": FloatFacts(
-        2.0**-7, (2 - 2.0**-7) * 2.0**127, 2.0**-126, 2.0**-133,
-        88.5, -87.0, -92.5,
-    ),
-    "float32": FloatFacts(
-        2.0**-23, (2 - 2.0**-23) * 2.0**127, 2.0**-126, 2.0**-149,
-        88.72283172607422, -87.33654022216797, -103.97207641601562,
-    ),
-    "float64": FloatFacts(
-        2.0**-52, (2 - 2.0**-52) * 2.0**1023, 2.0**-1022, 2.0**-1074,
-        709.782712893384, -708.3964185322641, -745.1332191019411,
-    ),
-}  # fmt: skip
+@torch.no_grad()
+def measure_attention(model: Transformer, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`attention_measures` of every pass, by name; empty without attention or with one token."""
+    found: list[dict] = []
+
+    def see(logits_BMTS: torch.Tensor, probs_BMTS: torch.Tensor) -> None:
+        if logits_BMTS.shape[-1] > 1:
+            found.append(attention_measures(logits_BMTS, probs_BMTS))
+
+    with watched(model, see):
+        model(tokens_BT)
+    return {name: torch.stack([pass_[name] for pass_ in found]) for name in (found or [{}])[0]}
+
+
+class WholeTensor:
+    """All positions of a tensor, as a region of it."""
+
+    def of(self, x_P: torch.Tensor) -> torch.Tensor:
+        return x_P
+
+
+def gradient_norms(model: Transformer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Norms of the wrapped weights' gradients: by tier (K,) as in TIERS, and by block (B,).
+
+    A weight's tier is its magnitude's within its tensor, by the default dual-sided selection.
+    """
+    blocks = []
+    for router in model.routers:
+        energy_K = torch.zeros(len(TIERS), dtype=torch.float64)
+        for share in router.expert.parameters():
+            if share.grad is not None:
+                weight, grad = full_tensor(share), full_tensor(share.grad)
+                energy_P = grad.detach().flatten().float().square()
+                selection = select(weight, SELECTED)
+                signed_P = selection.signed(energy_P, weight.detach().flatten(), WholeTensor())
+                top, bottom = signed_P.clamp(min=0).sum(), -signed_P.clamp(max=0).sum()
+                middle = (energy_P.sum() - top - bottom).clamp(min=0)
+                energy_K += torch.stack([top, middle, bottom]).double().cpu()
+        blocks.append(energy_K)
+    energy_BK = torch.stack(blocks)
+    return energy_BK.sum(0).sqrt(), energy_BK.sum(1).sqrt()
+
+
+def spikes(log_norm_S: Sequence[float], window: int, factor: float, fewest: int = 20) -> int:
+    """How many of the last `window` gradient norms are above `factor` times what was usual then.
+
+    Usual is the median of up to `window` norms before, and of no fewer than `fewest`.
+    """
+    last_S = np.asarray(log_norm_S[-2 * window :])
+    steps = range(max(fewest, len(last_S) - window), len(last_S))
+    usual = [np.median(last_S[max(0, step - window) : step]) for step in steps]
+    return int((last_S[steps.start :] > np.array(usual) + math.log(factor)).sum())

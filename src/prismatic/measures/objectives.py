@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from prismatic.data import IGNORE
 from prismatic.models import Transformer
 
-from .views import entropy
+from .routing import entropy
 
 # Of a normal distribution, its standard deviation over its median absolute deviation.
 MAD = 1.4826

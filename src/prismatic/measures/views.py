@@ -1,97 +1,20 @@
-"""What is recorded of routing and of views, by the names of the specification.
+"""How strong the views of one base are: what each changes, tensor by tensor, and in all.
 
-Shapes: B batch, T time, V vocabulary, E views, L passes, P positions of a parameter.
+Shapes: E views, L passes, P positions of a parameter or tensors, K positions or rows of weights.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from prismatic.models import Transformer, full_tensor
 from prismatic.perturb import modulation
-from prismatic.routers import PrismaticRouter, Routing
+from prismatic.routers import PrismaticRouter
 
 TINY = 1e-300  # stands for a norm of 0 in a quotient
+EVEN, LARGEST = 1500, 500  # positions of a lens that are kept: evenly spread, and most changed
 MOVED = 0.01  # a weight counts as moved when a view changes it by more than this share
-
-
-def entropy(probs: torch.Tensor) -> torch.Tensor:
-    """-sum p ln p over the last dimension, in nats, with 0 ln 0 = 0."""
-    return torch.special.entr(probs).sum(-1)
-
-
-def most_entropy(num_views: int) -> float:
-    """ln N, by which entropies of routing are divided; infinite for one view, which has none."""
-    return math.log(num_views) if num_views > 1 else math.inf
-
-
-class RoutingMeasure:
-    """Accumulates routing weights over batches: per pass, their mean and their mean entropy."""
-
-    def __init__(self, num_passes: int, num_views: int, device: torch.device) -> None:
-        self.total_LE = torch.zeros(num_passes, num_views, dtype=torch.float64, device=device)
-        self.entropy_L = torch.zeros(num_passes, dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
-
-    def update(self, routing: Sequence[Routing], num_rows: int) -> None:
-        """Add a forward's routing, weighted by its rows."""
-        for t, record in enumerate(routing):
-            probs = record.probs.detach().double()
-            self.total_LE[t] += num_rows * probs.flatten(0, -2).mean(0)
-            self.entropy_L[t] += num_rows * entropy(probs).mean()
-        self.count += num_rows
-
-    def tensors(self) -> list[torch.Tensor]:
-        """What must be summed over ranks before `compute`."""
-        return [self.total_LE, self.entropy_L, self.count]
-
-    def compute(self, num_routers: int | None = None) -> dict[str, float]:
-        """Measures over all passes, of each pass and, where blocks recur, of each router."""
-        num_passes = len(self.total_LE)
-        groups = {"": slice(None)}
-        if num_passes > 1:
-            groups |= {f"pass_{t}/": slice(t, t + 1) for t in range(num_passes)}
-        if num_routers is not None and num_routers < num_passes:
-            groups |= {f"router_{k}/": slice(k, None, num_routers) for k in range(num_routers)}
-        measured: dict[str, float] = {}
-        for group, passes in groups.items():
-            mean_E = self.mean_LE[passes].mean(0)
-            measured |= routing_measures(mean_E, float(self.dependence_L[passes].mean()), group)
-        return measured
-
-    @property
-    def mean_LE(self) -> torch.Tensor:
-        """Each pass's mean routing weights."""
-        return self.total_LE / self.count
-
-    @property
-    def dependence_L(self) -> torch.Tensor:
-        """Each pass's H(mean r) - mean H(r), in nats.
-
-        Within a pass: blocks that differ from one another do not make routing depend on input.
-        """
-        return (entropy(self.mean_LE) - self.entropy_L / self.count).clamp(min=0)
-
-
-def routing_measures(
-    weight_E: torch.Tensor, dependence: float, group: str = ""
-) -> dict[str, float]:
-    """Entropy, concentration, variance and input dependence of mean routing weights.
-
-    `dependence` is H(mean r) - mean H(r) over the inputs, in nats; `group` is part of the names.
-    """
-    num_views = len(weight_E)
-    unit = most_entropy(num_views)
-    spread = float(entropy(weight_E))
-    return {
-        **{f"routing/{group}expert_{i}_weight": float(w) for i, w in enumerate(weight_E)},
-        f"routing/{group}entropy": spread / unit,
-        f"routing/{group}concentration": float(weight_E.max()) if num_views > 1 else 0.0,
-        f"routing/{group}variance": float(weight_E.var(correction=0)),
-        f"routing/{group}input_dependence": dependence / unit,
-    }
 
 
 class Change(NamedTuple):
@@ -214,3 +137,52 @@ def merged_norms(
         for j, norm in enumerate(norm_K[1:]):
             merged[f"routing/pass_{k + j * len(routers)}/{name}"] = norm
     return merged
+
+
+def describe_views(found: Iterable[Change]) -> dict[str, Any]:
+    """How strong each view is, tensor by tensor, and the lens on one tensor of each kind.
+
+    Kinds are matrices, gains and biases. Of a tensor of zeros nothing can be selected. `norm_E` is
+    a view's change of all weights over their norm, `change_PE` the same by tensor. Empty as
+    `view_measures` is.
+    """
+    names, matrix, energy_PE, total_P = [], [], [], []
+    lenses: dict[tuple[int, str], Change] = {}
+    for change in found:
+        names.append(change.name)
+        matrix.append(change.weight.ndim > 1)
+        energy_PE.append((change.f_EP * change.weight.flatten()).square().sum(1))
+        total_P.append(change.weight.square().sum())
+        if change.weight.any():
+            lenses.setdefault((change.weight.ndim, change.name.rpartition(".")[2]), change)
+    if not names:
+        return {}
+    energies, totals = torch.stack(energy_PE), torch.stack(total_P)
+    return {
+        "tensors": names,
+        "matrix": matrix,
+        "norm_E": (energies.sum(0) / totals.sum().clamp(min=TINY)).sqrt().tolist(),
+        "change_PE": (energies / totals.clamp(min=TINY)[:, None]).sqrt().tolist(),
+        "lens": {change.name: describe_lens(change) for change in lenses.values()},
+    }
+
+
+def describe_lens(change: Change) -> dict[str, Any]:
+    """A tensor's focal pattern and the relative change it makes, at positions evenly spread over
+    the tensor and at those that are changed most.
+    """
+    num_views, numel = change.f_EP.shape
+    even = torch.linspace(0, numel - 1, min(EVEN, numel)).long()
+    # In random order, so that of changes of one size not those of the first positions are kept.
+    order = torch.randperm(numel, generator=torch.Generator().manual_seed(0))
+    largest = change.f_EP.abs().amax(0)[order].topk(min(LARGEST, numel)).indices
+    at_K = torch.cat([even, order[largest]]).unique()
+    shapes = [
+        modulation(at_K.double(), numel, view, num_views, change.router.focal).tolist()
+        for view in range(1, num_views)
+    ]
+    return {
+        "position": at_K.tolist(),
+        "modulation": shapes,
+        "selected": change.f_EP[1:, at_K].tolist(),
+    }

@@ -22,7 +22,7 @@ NO_ATTENTION = "The model has no attention, or the run ended before its first va
 
 
 @dataclass(frozen=True)
-class Logits:
+class LogitRanges:
     """Attention logits after the row's maximum was subtracted; `limit` is where exp leaves."""
 
     quantile_Q: Floats
@@ -66,14 +66,14 @@ class Confidence:
     error: float
 
 
-def compute_logits(record: Record) -> Logits:
+def compute_logits(record: Record) -> LogitRanges:
     """Quantiles by pass at the last validation, and the largest magnitude over training."""
     value_LQ = require_last(record, "edge/logit_LQ", NO_ATTENTION)
     step_S, largest_SL = require_series(record, "edge/logit_absmax_L", NO_ATTENTION)
     about = record.about
     quantile_Q = np.array(about["quantiles"], dtype=np.float64)
     limit, dtype = about.get("exp_limit"), about.get("dtype", "")
-    return Logits(quantile_Q, value_LQ, step_S, largest_SL, limit, dtype)
+    return LogitRanges(quantile_Q, value_LQ, step_S, largest_SL, limit, dtype)
 
 
 @styled

@@ -14,11 +14,10 @@ from torch.nn import functional as F
 from prismatic.data import Batch, Task
 from prismatic.errors import require
 from prismatic.measures import views_apart
-from prismatic.measures.adaptation import DomainRouting, Twins
+from prismatic.measures.routing import DomainRouting, Twins, is_routed, routing_by_router
 from prismatic.models import Transformer
 from prismatic.routers import Routing
 from prismatic.training import Learner
-from prismatic.training.findings import by_router, is_routed
 
 from .unrolled import Scripted, scripted
 
@@ -159,7 +158,7 @@ class History(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if not is_routed(pl_module.model):
             return
-        self.least_used = min(self.least_used, float(by_router(pl_module.model).min()))
+        self.least_used = min(self.least_used, float(routing_by_router(pl_module.model).min()))
         if trainer.global_step in self.marks:
             self.disagreements.append(disagreement(pl_module))
 

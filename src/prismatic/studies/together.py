@@ -24,12 +24,12 @@ from torch.func import functional_call, stack_module_state, vmap
 from prismatic.data import MixedTask
 from prismatic.errors import require
 from prismatic.experiment import build_model
+from prismatic.measures.held_out import measure_pairs
 from prismatic.models import Transformer
 from prismatic.routers import DenseRouter
 from prismatic.routers.levels import vmap_friendly
 from prismatic.stats import loss_ladder
 from prismatic.training import Optimization, cross_entropy
-from prismatic.training.findings import look_at_pairs
 from prismatic.training.optim import clip_apart, split_parameters
 
 ESCAPED = 0.01  # nats below the additive floor
@@ -258,7 +258,7 @@ def measures(
         "loss/excess": nats - ladder["H(Z|X,Y)"],
         "floor/passed_by": ladder["additive floor"] - nats,
     }
-    seen = look_at_pairs(model, task, torch.device("cpu"))
+    seen = measure_pairs(model, task, torch.device("cpu"))
     for name, kind in (("attention_XYM", "attention/head"), ("routing_XYE", "routing/view")):
         if f"table/{name}" in seen:
             found |= entries(kind, seen[f"table/{name}"])

@@ -8,16 +8,16 @@ from .callbacks import (
     Checkpoints,
     Clock,
     Objectives,
+    Pictures,
     Predictions,
     ProgressBar,
-    Trial,
+    TrialProgress,
 )
 from .data import TaskData
 from .diagnostics import Diagnostics
 from .losses import cross_entropy, eml
 from .module import DivergedError, Learner
 from .optim import Optimization
-from .pictures import Pictures
 from .sharding import FullySharded
 
 # Lightning 2.6 takes batches by index for shuffled ones where it shall repeat them, and calls
@@ -30,5 +30,5 @@ warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureW
 __all__ = [
     "PREDICTIONS", "STOP", "Checkpoints", "Clock", "Diagnostics", "DivergedError", "FullySharded",
     "Learner", "Objectives", "Optimization", "Pictures", "Predictions", "ProgressBar", "TaskData",
-    "Trial", "cross_entropy", "eml",
+    "TrialProgress", "cross_entropy", "eml",
 ]  # fmt: skip

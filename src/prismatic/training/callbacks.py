@@ -1,10 +1,13 @@
-"""What accompanies training: the progress bar and the clock."""
+"""What accompanies training: progress, clock, checkpoints, a sweep's eye on its trial, pictures."""
 
 import io
 import json
+import logging
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from prismatic.errors import one_of
+from prismatic.errors import DiskFullError, naming_full_disk, one_of, require
 from prismatic.files import append_line, replacing
 from prismatic.measures.guard import FATAL
 from prismatic.measures.objectives import forced_views
+from prismatic.report import FOLDER, described, leading, write_report
+from prismatic.report.record import FILE, read
 
 from .diagnostics import Diagnostics
 from .module import Learner
@@ -24,13 +30,47 @@ from .module import Learner
 PREDICTIONS = "predictions.pt"  # log-probabilities
 STOP = "stop"  # the file by which a sweep ends a run; holds the reason
 
+log = logging.getLogger(__name__)
+
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with the current loss, bits per byte and routing entropy."""
+    """Lightning's bar with the current loss, bits per byte and routing entropy.
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        live = pl_module.live if isinstance(pl_module, Learner) else {}
-        return {name: f"{value:.3f}" for name, value in live.items()}
+    Where the output is no terminal: a line every `seconds`, and one at each validation.
+    """
+
+    def __init__(self, refresh_rate: int = 10, seconds: float = 30.0) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self.seconds, self.last_line = seconds, 0.0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.last_line = time.monotonic()
+        if not sys.stdout.isatty():
+            self.disable()
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
+        return {name: f"{value:.3f}" for name, value in pl_module.live.items()}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
+        if self.is_disabled and time.monotonic() - self.last_line >= self.seconds:
+            self.write_line(trainer, self.get_metrics(trainer, pl_module))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self.is_disabled and "loss/val" in trainer.callback_metrics:
+            loss = f"{float(trainer.callback_metrics['loss/val']):.3f}"
+            self.write_line(
+                trainer, self.get_metrics(trainer, pl_module) | {"validation loss": loss}
+            )
+
+    @rank_zero_only
+    def write_line(self, trainer: pl.Trainer, shown: Mapping[str, str]) -> None:
+        self.last_line = time.monotonic()
+        end = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
+        values = "".join(f", {name} {value}" for name, value in shown.items())
+        log.info(f"step {trainer.global_step}{end}{values}")
 
 
 class Clock(pl.Callback):
@@ -73,7 +113,7 @@ class Objectives(pl.Callback):
             one_of("objective", name, tuple(sorted(trainer.callback_metrics)))
 
 
-class Trial(pl.Callback):
+class TrialProgress(pl.Callback):
     """Lets a sweep follow a trial by way of its folder, and end it.
 
     Every validation adds a line to `progress.jsonl`: {"step": int, "values": {objective: float}},
@@ -165,3 +205,48 @@ class Checkpoints(ModelCheckpoint):
         """A run that is resumed in another folder looks for its best from there on."""
         if state_dict["dirpath"] == self.dirpath:
             super().load_state_dict(state_dict)
+
+
+class Pictures(pl.Callback):
+    """Writes the pictures of a run's record and `report.html` into the folder `report` of the run.
+
+    After every `every`-th validation (0: none) and at the end, whichever way the run ends. A logger
+    with `log_file` gets a copy of them and of the record, one with `describe` what they come to.
+    Belongs after what writes the record.
+    """
+
+    def __init__(self, every: int = 5) -> None:
+        require(every >= 0, "callbacks.pictures.every", every, "give a whole number >= 0")
+        self.every, self.validations = every, 0
+
+    def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.validations += 1
+        if self.every and self.validations % self.every == 0:
+            self.draw(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.draw(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, *args: Any) -> None:
+        with suppress(DiskFullError):  # the exception itself is what to tell
+            self.draw(trainer)
+
+    def draw(self, trainer: pl.Trainer) -> None:
+        """Draw what is recorded so far; nothing above rank 0 and for a run without a record."""
+        folder = Path(trainer.default_root_dir)
+        recorded = folder / FILE
+        if not (trainer.is_global_zero and recorded.is_file()):
+            return
+        name = getattr(trainer.logger, "run_name", None)
+        title = f"{name}: {folder.name}" if name else folder.name
+        found = read(recorded)
+        with naming_full_disk(folder / FOLDER):
+            files = write_report(found, folder / FOLDER, title)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_file"):
+                logger.log_file(recorded)
+                for path in files:
+                    logger.log_file(path, FOLDER)
+            if hasattr(logger, "describe"):
+                shown = [f"{FOLDER}/{path.name}" for path in leading(files)]
+                logger.describe(described(found), shown)

@@ -50,25 +50,19 @@ class TaskData(pl.LightningDataModule):
         return DataLoader(batches, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        return self.held_out("val")
-
-    def test_dataloader(self) -> DataLoader:
-        return self.held_out("test")
-
-    def held_out(self, split: str) -> DataLoader:
         """Every held-out row once, in the same batches however many ranks share them.
 
         In a fixed mixed order, so that the first few batches are a fair sample of all domains. The
         batches are a few rows larger than `batch_size` where they do not divide evenly: every rank
         must have its part in each.
         """
-        held_out = self.task.held_out(split)
+        held_out = self.task.held_out("val")
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
         num_rows = len(held_out.tokens_BT)
         enough = f"{world} processes share them: give more data, at least a row to each"
-        require(num_rows >= world, f"number of {split} rows", num_rows, enough)
+        require(num_rows >= world, "number of val rows", num_rows, enough)
         order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))
         parts = order.tensor_split(max(1, num_rows // self.batch_size))
         batches = [Batch(*(tensor[part[rank::world]] for tensor in held_out)) for part in parts]

@@ -1,9 +1,11 @@
-"""Measures a run while it trains, keeps what it finds in the run's record, and lets a guard see it.
+"""Measures a run while it trains, keeps the measures in its record, and shows them to a guard.
 
-Shapes: R routers, E views, B blocks, K tiers.
+Arrays are kept by names that end in their axes: L passes, R routers, E views, B blocks, K tiers, D
+domains.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,36 +14,38 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from prismatic.data import Batch
-from prismatic.measures.adaptation import Twins
-from prismatic.measures.edge import TIERS, gradient_norms, spikes
-from prismatic.measures.guard import CLOSEST, LOSS, RISE, SHARPEST, SPIKES, Alarm, Guard
-from prismatic.measures.views import changes, view_measures
-from prismatic.perturb import Edges
+from prismatic.data import MixedTask, Task
+from prismatic.measures.guard import (
+    CLOSEST,
+    CONCENTRATION,
+    LEAST_USED,
+    LOSS,
+    RISE,
+    SHARPEST,
+    SPIKES,
+    STRENGTH,
+    Alarm,
+    Guard,
+)
+from prismatic.measures.held_out import Calibration, measure_probe
+from prismatic.measures.numerics import QUANTILES, TIERS, gradient_norms, spikes
+from prismatic.measures.routing import (
+    AdaptationSums,
+    Twins,
+    entropy,
+    is_routed,
+    max_entropy,
+    routing_by_router,
+)
+from prismatic.measures.views import changes, describe_views, view_measures
+from prismatic.models import Transformer
 from prismatic.report import record
 
-from .about import about, views
-from .findings import (
-    Arrays,
-    HeldOutSums,
-    by_router,
-    held_out,
-    is_routed,
-    look_at_probe,
-    passes,
-    scalars,
-    strength,
-    use,
-)
 from .module import DivergedError, Learner
 
+Arrays = dict[str, torch.Tensor]
 # Of what a validation logs, what its record keeps.
-KEPT = (
-    "loss/val",
-    "views/disagreement",
-    "views/useful_diversity",
-    "routing/input_dependence",
-)
+KEPT = ("loss/val", "views/disagreement", "views/useful_diversity", "routing/input_dependence")
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +62,6 @@ class Diagnostics(pl.Callback):
 
     def __init__(self, guard: Guard | None = None) -> None:
         self.guard = guard or Guard()
-        self.hints: dict[str, Edges] = {}
         self.gradients: Arrays = {}
         self.first_loss: float | None = None
 
@@ -69,81 +72,95 @@ class Diagnostics(pl.Callback):
         self.path = Path(trainer.default_root_dir) / record.FILE
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        described = about(pl_module.model, pl_module.task)  # by all ranks: each holds a share
+        described = describe_run(pl_module.model, pl_module.task)  # by all ranks: each has a share
         if trainer.is_global_zero and not (trainer.global_step and self.path.exists()):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             record.begin(self.path, described)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        # Here, not as training starts: a run that is stopped does a step, and validates.
+        if self.first_loss is None:
+            self.show_guard(trainer, least_strength(view_measures(pl_module.model)))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer
     ) -> None:
         if trainer._logger_connector.should_update_logs:
-            tier_K, block_B = gradient_norms(pl_module.model, self.hints)
+            tier_K, block_B = gradient_norms(pl_module.model)
             self.gradients = {"edge/grad_tier_K": tier_K, "edge/grad_block_B": block_B}
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        # Here, not as training starts: a run that is stopped does a step, and validates.
-        if self.first_loss is None:
-            self.show_guard(trainer, strength(view_measures(pl_module.model)))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         if self.first_loss is None:
             self.first_loss = float(trainer.callback_metrics["loss/train"])
-        if self.gradients:
-            gradients, self.gradients = self.gradients, {}
-            self.look_at_training(trainer, pl_module, gradients)
-
-    def look_at_training(self, trainer: pl.Trainer, learner: Learner, found: Arrays) -> None:
+        if not self.gradients:
+            return
+        kept, self.gradients = self.gradients, {}
         guard, logged = self.guard, trainer.callback_metrics
-        count = spikes(learner.log_norms, guard.spike_window, guard.spike_factor)
-        tiers = zip(TIERS, found["edge/grad_tier_K"].tolist(), strict=True)
-        blocks = enumerate(found["edge/grad_block_B"].tolist())
-        learner.log_dict(
-            {SPIKES: float(count)}
+        num_spikes = spikes(pl_module.log_norms, guard.spike_window, guard.spike_factor)
+        tiers = zip(TIERS, kept["edge/grad_tier_K"].tolist(), strict=True)
+        blocks = enumerate(kept["edge/grad_block_B"].tolist())
+        pl_module.log_dict(
+            {SPIKES: float(num_spikes)}
             | {f"edge/grad_norm/{tier}": norm for tier, norm in tiers}
             | {f"edge/grad_norm/block_{k}": norm for k, norm in blocks}
         )
-        found = found | {name: logged[name] for name in ("loss/train", "edge/grad_norm")}
-        assert self.first_loss is not None
-        measures = {SPIKES: float(count), RISE: float(found["loss/train"]) - self.first_loss}
-        if is_routed(learner.model):
-            weight_RE = trainer.strategy.reduce(by_router(learner.model), reduce_op="mean")
-            found["routing/train_E"] = weight_RE.mean(0)
-            measures |= use(weight_RE)
-        self.keep(trainer, found)
-        self.show_guard(trainer, measures)
+        kept |= {name: logged[name] for name in ("loss/train", "edge/grad_norm")}
+        shown = {SPIKES: num_spikes, RISE: float(kept["loss/train"]) - self.first_loss}
+        if is_routed(pl_module.model):
+            by_router = routing_by_router(pl_module.model)
+            weight_RE = trainer.strategy.reduce(by_router, reduce_op="mean")
+            kept["routing/train_E"] = weight_RE.mean(0)
+            # The most that even the least collapsed router gives one view, and the most that any
+            # router gives the least used view.
+            shown[CONCENTRATION] = float(weight_RE.amax(1).min())
+            shown[LEAST_USED] = float(weight_RE.amax(0).min())
+        self.keep(trainer, kept)
+        self.show_guard(trainer, shown)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.sums = HeldOutSums(pl_module)
-        if is_routed(pl_module.model):
-            self.twins.begin(pl_module.model)
+        model, num_domains = pl_module.model, len(pl_module.task.domains)
+        self.calibration = Calibration(pl_module.device)
+        self.adaptation: AdaptationSums | None = None
+        if is_routed(model):
+            self.adaptation = AdaptationSums(model, num_domains, pl_module.device)
+            self.twins.begin(model)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        self.sums.update(outputs, Batch(*batch), pl_module.model.routing, self.twins.routing)
-        self.twins.routing.clear()
+        self.calibration.update(outputs, batch.targets_BT)
+        if self.adaptation:
+            self.adaptation.update(pl_module.model.routing, self.twins.routing, batch.domain_B)
+            self.twins.routing.clear()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.twins.end()
-        for tensor in self.sums.tensors():
-            tensor.copy_(trainer.strategy.reduce(tensor, reduce_op="sum"))
-        self.found = self.sums.compute() | look_at_probe(pl_module)
-        pl_module.log_dict({**scalars(self.found), **passes(self.found)})
+        self.measured: Arrays = {}
+        measured_sums: list[Calibration | AdaptationSums] = [self.calibration]
+        measured_sums += [self.adaptation] if self.adaptation else []
+        for sums in measured_sums:
+            for tensor in sums.tensors():
+                tensor.copy_(trainer.strategy.reduce(tensor, reduce_op="sum"))
+            self.measured |= sums.compute()
+        tokens_BT = pl_module.probe.tokens_BT.to(pl_module.device)
+        self.measured |= measure_probe(pl_module.model, pl_module.task, tokens_BT)
+        pl_module.log_dict(as_numbers(self.measured))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        logged = trainer.callback_metrics
-        self.found |= {name: logged[name] for name in KEPT if name in logged}
-        self.found |= held_out(pl_module, logged)
-        self.keep(trainer, self.found)
-        shown = {CLOSEST: logged[CLOSEST]} if CLOSEST in logged else {}
-        if "edge/attention_entropy_L" in self.found:
-            shown[SHARPEST] = self.found["edge/attention_entropy_L"].min()
-        self.show_guard(trainer, strength(logged) | {k: float(v) for k, v in shown.items()})
+        logged, measured = trainer.callback_metrics, self.measured
+        measured |= {name: logged[name] for name in KEPT if name in logged}
+        measured |= held_out_arrays(pl_module, logged)
+        self.keep(trainer, measured)
+        shown = least_strength(logged)
+        if CLOSEST in logged:
+            shown[CLOSEST] = float(logged[CLOSEST])
+        if "edge/attention_entropy_L" in measured:
+            shown[SHARPEST] = float(measured["edge/attention_entropy_L"].min())
+        self.show_guard(trainer, shown)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Selections follow the weights, so the lens is no longer what it was."""
-        described = views(changes(pl_module.model))  # by all ranks
+        described = describe_views(changes(pl_module.model))  # by all ranks
         if trainer.is_global_zero and described:
             record.amend(self.path, trainer.global_step, described)
 
@@ -159,8 +176,8 @@ class Diagnostics(pl.Callback):
         self.first_loss = state_dict["first_loss"]
 
     @rank_zero_only
-    def keep(self, trainer: pl.Trainer, found: Arrays) -> None:
-        arrays = {name: array.detach().cpu() for name, array in found.items()}
+    def keep(self, trainer: pl.Trainer, measured: Arrays) -> None:
+        arrays = {name: array.detach().cpu() for name, array in measured.items()}
         record.append(self.path, trainer.global_step, arrays)
 
     def show_guard(self, trainer: pl.Trainer, measures: Mapping[str, float]) -> None:
@@ -178,3 +195,63 @@ class Diagnostics(pl.Callback):
             logger.log_metrics({f"alarm/{alarm.name}": 1.0}, step)
             if hasattr(logger, "set_tags"):
                 logger.set_tags({f"alarm.{alarm.name}": f"step {step}: {alarm.message}"})
+
+
+def describe_run(model: Transformer, task: Task) -> dict[str, Any]:
+    """The first line of a record: axes, views, and what the task allows; without what is absent."""
+    router, dtype = model.routers[0], model.embedding.weight.dtype
+    return {
+        "views": router.num_experts,
+        "passes": model.depth,
+        "router": type(router).__name__.removesuffix("Router").lower(),
+        "level": router.level,
+        "domains": list(task.domains),
+        "quantiles": list(QUANTILES),
+        "tiers": list(TIERS),
+        "dtype": str(dtype).removeprefix("torch."),
+        "exp_limit": math.log(torch.finfo(dtype).max),
+        "task": type(task).__name__.removesuffix("Task").lower(),
+        "predicts": task.predicts,
+        "classes": task.joint_XYZ.shape[2] if isinstance(task, MixedTask) else task.vocab_size,
+        "vocab": task.vocab_size,
+        "baselines": task.baselines,
+        "bayes": task.bayes_loss,
+        **describe_views(changes(model)),
+    }
+
+
+def least_strength(measures: Mapping[str, Any]) -> dict[str, float]:
+    """The strongest view's relative norm, over all weights or over matrices if that is less."""
+    if "views/relative_norm" not in measures:
+        return {}
+    norms = measures["views/relative_norm"], measures["views/relative_norm_matrices"]
+    return {STRENGTH: float(min(norms))}
+
+
+def as_numbers(measured: Arrays) -> dict[str, float]:
+    """What a logger gets of a validation's arrays: what is one number, or one per pass."""
+    logged: dict[str, float] = {}
+    for name, value in measured.items():
+        if value.ndim == 0:
+            logged[name] = float(value)
+        elif name.endswith("_L"):
+            room, _, measure = name.removesuffix("_L").partition("/")
+            logged |= {f"{room}/pass_{t}/{measure}": x for t, x in enumerate(value.tolist())}
+    if "edge/logit_absmax_L" in measured:
+        logged["edge/logit_absmax"] = float(measured["edge/logit_absmax_L"].max())
+        for name in ("out_of_range", "attention_entropy", "softmax_gain", "log_partition"):
+            logged[f"edge/{name}"] = float(measured[f"edge/{name}_L"].mean())
+    return logged
+
+
+def held_out_arrays(learner: Learner, logged: Mapping[str, torch.Tensor]) -> Arrays:
+    """Losses by domain and by view, and routing by pass, of the validation that just ended."""
+    sums, arrays = learner.held_out, {}
+    if len(learner.task.domains) > 1:
+        arrays["loss/domain_D"] = sums.loss_D / sums.count_D
+    if is_routed(learner.model):
+        num_views = learner.model.routers[0].num_experts
+        weight_LE = arrays["routing/weight_LE"] = sums.routing.mean_LE
+        arrays["routing/entropy_L"] = entropy(weight_LE) / max_entropy(num_views)
+        arrays["loss/forced_E"] = torch.stack([logged[f"views/{i}/loss"] for i in range(num_views)])
+    return arrays
