@@ -60,7 +60,9 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     return conclude(config, metrics, logger)
 
 
-def callbacks_of(config: DictConfig, trial: TrialProgress | None) -> list[Objectives | TrialProgress]:
+def callbacks_of(
+    config: DictConfig, trial: TrialProgress | None
+) -> list[Objectives | TrialProgress]:
     """What watches each training, besides the configuration's own callbacks."""
     own = [name for name in objectives(config) if name not in (EXCESS, RELATIVE)]
     return [Objectives(own), *([trial] if trial is not None else [])]

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 from prismatic.measures import Guard, guard
 from prismatic.replicas import run
-from prismatic.report import record
+from prismatic.report import compute_alarms, record
 from prismatic.training import DivergedError
 
 from ..tiny import CONF, composed
@@ -119,7 +119,7 @@ def test_a_run_sets_off_what_the_table_says_and_no_more(arguments, alarms, tmp_p
     caplog.set_level(logging.WARNING, logger="prismatic")
     with suppress(DivergedError):  # whether divergence ends in NaN is a matter of the last bits
         run(composed(*SHORT, *few, *quiet, *shlex.split(arguments)), tmp_path)
-    found = [alarm["name"] for _, alarm in record.read(tmp_path / record.FILE).alarms]
+    found = [alarm.name for alarm in compute_alarms(record.read(tmp_path / record.FILE))]
     expected = set() if alarms == "none" else set(alarms.split())
     assert set(found) == expected
     warned = " ".join(entry.message for entry in caplog.records)

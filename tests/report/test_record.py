@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prismatic.report import record
+from prismatic.report import compute_alarms, record
 
 
 def test_arrays_come_back_by_name_and_step(tmp_path):
@@ -38,8 +38,8 @@ def test_alarms_stand_beside_arrays(tmp_path):
     record.note(path, 2, "dead_view", "nobody looks", "look")
     record.append(path, 3, {"x": 2})
     found = record.read(path)
-    alarm = {"name": "dead_view", "message": "nobody looks", "remedy": "look"}
-    assert found.alarms == [(2, alarm)]
+    [alarm] = compute_alarms(found)
+    assert (alarm.step, alarm.name, alarm.message) == (2, "dead_view", "nobody looks")
     assert list(found.series("x")[0]) == [1, 3]
 
 

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from prismatic.experiment import build
 from prismatic.measures.views import changes, describe_lens, describe_views
-from prismatic.report import record
+from prismatic.report import compute_alarms, record
 from prismatic.training import Diagnostics, DivergedError
 
 from ..measures.test_views import model
@@ -193,8 +193,8 @@ def test_an_alarm_is_a_warning_a_tag_an_event_and_a_line(tmp_path, caplog):
     parts.trainer.fit(parts.learner, parts.data)
     assert told.events == {"alarm/near_identity": 0}
     assert told.tags["alarm.near_identity"].startswith("step 0: the strongest view changes")
-    [(step, alarm)] = record.read(tmp_path / record.FILE).alarms
-    assert step == 0 and alarm["name"] == "near_identity" and "focal=none" in alarm["remedy"]
+    [alarm] = compute_alarms(record.read(tmp_path / record.FILE))
+    assert (alarm.step, alarm.name) == (0, "near_identity") and "focal=none" in alarm.remedy
     assert "alarm near_identity at step 0" in caplog.text and "Remedy: make" in caplog.text
     assert parts.trainer.global_step == 4, "a warning lets it go on"
 
@@ -220,8 +220,8 @@ def test_a_router_that_returns_nan_is_named(at, tmp_path):
     )
     with pytest.raises(DivergedError):
         parts.trainer.fit(parts.learner, parts.data)
-    alarms = record.read(tmp_path / record.FILE).alarms
-    assert [alarm["name"] for _, alarm in alarms] == ["nan"]
+    alarms = compute_alarms(record.read(tmp_path / record.FILE))
+    assert [alarm.name for alarm in alarms] == ["nan"]
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Alarm: nan." in page and "No picture of forced: The run ended" in page
 

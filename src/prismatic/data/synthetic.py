@@ -9,6 +9,8 @@ from math import log
 import numpy as np
 import torch
 
+from prismatic.stats.tables import conditional_entropy, joint_table
+
 from .text import IGNORE, Batch, Task, next_tokens, require_count, require_held_out, stream
 
 
@@ -48,15 +50,15 @@ class MixedTask(DrawnTask):
 
     def __init__(self, joint: np.ndarray, held_out_size: int = 4096) -> None:
         require_count("held_out_size", held_out_size, "data.held_out_size=4096")
-        self.joint_XYZ = checked_joint(joint)
+        self.joint_XYZ = joint_table(joint)
         self.held_out_size = held_out_size
         self.vocab_size = max(self.joint_XYZ.shape)
-        self.bayes_loss: float | None = entropy_of_last(self.joint_XYZ, given=(0, 1))
+        self.bayes_loss: float | None = conditional_entropy(self.joint_XYZ, "xy")
         self.baselines = {
             "uniform": log(self.vocab_size),
-            "entropy_z": entropy_of_last(self.joint_XYZ, given=()),
-            "entropy_z_given_x": entropy_of_last(self.joint_XYZ, given=(0,)),
-            "entropy_z_given_y": entropy_of_last(self.joint_XYZ, given=(1,)),
+            "entropy_z": conditional_entropy(self.joint_XYZ),
+            "entropy_z_given_x": conditional_entropy(self.joint_XYZ, "x"),
+            "entropy_z_given_y": conditional_entropy(self.joint_XYZ, "y"),
         }
         self.manifest = drawn_manifest(self)
 
@@ -95,27 +97,6 @@ class IIDTask(DrawnTask):
         """Return windows of independent tokens."""
         window_BW = torch.from_numpy(rng.integers(self.vocab_size, size=(size, self.seq_len + 1)))
         return next_tokens(window_BW, torch.zeros(size, dtype=torch.int64))
-
-
-def entropy_of_last(joint_XYZ: np.ndarray, given: tuple[int, ...]) -> float:
-    """Return the entropy of Z in nats, knowing the axes in `given` (0 for X, 1 for Y)."""
-    unknown = tuple(axis for axis in (0, 1) if axis not in given)
-    joint = joint_XYZ.sum(unknown, keepdims=True)
-    known = np.broadcast_to(joint.sum(2, keepdims=True), joint.shape)
-    seen = joint > 0
-    return float((joint[seen] * np.log(known[seen] / joint[seen])).sum())
-
-
-def checked_joint(joint: np.ndarray) -> np.ndarray:
-    """Return the table in float64 with sum 1; ValueError unless it is a distribution."""
-    joint_XYZ = np.asarray(joint, dtype=np.float64)
-    total, least = joint_XYZ.sum(), joint_XYZ.min(initial=0.0)
-    if joint_XYZ.ndim != 3 or not abs(total - 1) <= 1e-6 or least < 0:
-        raise ValueError(
-            f"joint of shape {joint_XYZ.shape}, sum {total:.6g}, least entry {least:.3g}: "
-            "give a table P(x, y, z) of three axes, no entry below 0, with sum 1"
-        )
-    return joint_XYZ / total
 
 
 def drawn_manifest(task: Task) -> list[dict]:

@@ -6,6 +6,8 @@ sum 1, and all pairs are equally likely but for `uneven`.
 
 import numpy as np
 
+from prismatic.errors import require
+
 from .text import require_count
 
 # What a move adds to the cells of a small cube: 1 where an even number of its places are others.
@@ -51,10 +53,10 @@ def sum_digit(n: int = 10, base: int = 10, place: int = 0, noise: float = 0.1) -
     With n = `base`, place 1 is the carry of a digit sum: z is 0 or 1.
     """
     require_count("n", n, "data.joint.n=10")
-    if not isinstance(base, int) or base < 2:
-        raise ValueError(f"base={base!r}: give a whole number of at least 2, as data.joint.base=10")
-    if not isinstance(place, int) or place < 0:
-        raise ValueError(f"place={place!r}: give a whole number >= 0; 0 is the last digit")
+    whole = isinstance(base, int) and base >= 2
+    require(whole, "base", base, "give a whole number of at least 2, as data.joint.base=10")
+    whole = isinstance(place, int) and place >= 0
+    require(whole, "place", place, "give a whole number >= 0; 0 is the last digit")
     x_XY, y_XY = np.indices((n, n))
     z_XY = (x_XY + y_XY) // base**place % base
     return function_table(z_XY, int(z_XY.max()) + 1, noise)
@@ -65,8 +67,8 @@ def uneven(joint: np.ndarray, spread: float = 1.0, seed: int = 0) -> np.ndarray:
 
     Each pair's probability is multiplied by exp(`spread` times a standard normal draw).
     """
-    if not 0 <= spread < np.inf:
-        raise ValueError(f"spread={spread}: give a number >= 0, as in data.joint.spread=1")
+    wanted = "give a number >= 0, as in data.joint.spread=1"
+    require(0 <= spread < np.inf, "spread", spread, wanted)
     joint_XYZ = np.asarray(joint, dtype=np.float64)
     odds_XY = np.exp(spread * generator(seed).standard_normal(joint_XYZ.shape[:2]))
     uneven_XYZ = joint_XYZ * odds_XY[..., None]
@@ -75,18 +77,16 @@ def uneven(joint: np.ndarray, spread: float = 1.0, seed: int = 0) -> np.ndarray:
 
 def function_table(z_XY: np.ndarray, num_values: int, noise: float) -> np.ndarray:
     """Return P(x, y, z) of a function z(x, y), which with probability `noise` is a uniform draw."""
-    if not 0 <= noise <= 1:
-        raise ValueError(
-            f"noise={noise}: give a probability from 0 to 1, as in data.joint.noise=0.1"
-        )
+    wanted = "give a probability from 0 to 1, as in data.joint.noise=0.1"
+    require(0 <= noise <= 1, "noise", noise, wanted)
     joint_XYZ = (1 - noise) * np.eye(num_values)[z_XY] + noise / num_values
     return joint_XYZ / z_XY.size
 
 
 def generator(seed: int) -> np.random.Generator:
     """Return the random generator of a table."""
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed={seed!r}: give a whole number >= 0, as in data.joint.seed=0")
+    whole = isinstance(seed, int) and seed >= 0
+    require(whole, "seed", seed, "give a whole number >= 0, as in data.joint.seed=0")
     return np.random.default_rng(seed)
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from prismatic.errors import one_of, require
+
 from .corpora import Corpus, Source, UserFiles
 
 IGNORE = -100
@@ -156,8 +158,8 @@ def stream(seed: int, index: int, split: str = "train") -> np.random.Generator:
     and each split counts from its own number, so that no two streams share a block.
     """
     for name, value in (("seed", seed), ("index", index)):
-        if not isinstance(value, int) or not 0 <= value < 2**64:
-            raise ValueError(f"{name}={value!r}: give a whole number from 0 to 2**64 - 1")
+        whole = isinstance(value, int) and 0 <= value < 2**64
+        require(whole, name, value, "give a whole number from 0 to 2**64 - 1")
     counter = np.array([0, 0, 0, SPLITS.index(split)], dtype=np.uint64)
     key = np.array([seed, index], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -173,11 +175,10 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
 
 def require_count(name: str, value: int, example: str) -> None:
     """Raise ValueError unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}: give a whole number of at least 1, as in {example}")
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    require(whole, name, value, f"give a whole number of at least 1, as in {example}")
 
 
 def require_held_out(split: str) -> None:
     """Raise ValueError unless `split` names held-out data."""
-    if split not in SPLITS[1:]:
-        raise ValueError(f"split={split!r}: give one of {', '.join(SPLITS[1:])}")
+    one_of("split", split, SPLITS[1:])

@@ -20,27 +20,32 @@ from .losses import (
     draw_forced,
     draw_losses,
 )
-from .overview import compute_alarms, compute_results, described
-from .page import CHAPTERS, FOLDER, leading, write_report
+from .page import (
+    CHAPTERS,
+    FOLDER,
+    compute_alarms,
+    compute_results,
+    described,
+    leading,
+    write_report,
+)
 from .routing import (
+    compute_attention_table,
     compute_dependence,
     compute_domains,
     compute_entropy,
     compute_information,
     compute_passes,
+    compute_routing_table,
     compute_weights,
+    draw_attention_table,
     draw_dependence,
     draw_domains,
     draw_entropy,
     draw_information,
     draw_passes,
-    draw_weights,
-)
-from .tables import (
-    compute_attention_table,
-    compute_routing_table,
-    draw_attention_table,
     draw_routing_table,
+    draw_weights,
 )
 
 __all__ = [

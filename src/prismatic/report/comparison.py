@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .losses import NATS
 from .markup import page, paragraph, picture, table
 from .missing import Floats, NothingToDrawError, Steps
-from .overview import compute_alarms, compute_reached
+from .page import compute_alarms, compute_reached
 from .record import Record
 from .style import LINES, MARKERS, STEP, legend, plain, png, styled, title
 

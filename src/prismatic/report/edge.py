@@ -34,7 +34,7 @@ class LogitRanges:
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionCurves:
     """Entropy of attention rows as a share of ln(row length), what the softmax gains on uniform
     attention, the share of logits below -20, and the log-partition.
     """
@@ -110,11 +110,11 @@ def plot_spread(axes: Axes, value_LQ: Floats) -> None:
     tick_passes(axes, len(pass_L))
 
 
-def compute_attention(record: Record) -> Attention:
+def compute_attention(record: Record) -> AttentionCurves:
     """What attention did at every validation."""
     names = ("attention_entropy", "softmax_gain", "out_of_range", "log_partition")
     found = [require_series(record, f"edge/{name}_L", NO_ATTENTION) for name in names]
-    return Attention(found[0][0], *(value_SL for _, value_SL in found))
+    return AttentionCurves(found[0][0], *(value_SL for _, value_SL in found))
 
 
 @styled

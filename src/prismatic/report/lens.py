@@ -19,7 +19,7 @@ NO_CHANGE = "No weight is changed by any view: perturbation.scale is 0."
 
 
 @dataclass(frozen=True)
-class Lens:
+class LensOverTensor:
     """The lens over one tensor: modulation, and the relative change of the selected weights."""
 
     tensor: str
@@ -29,7 +29,7 @@ class Lens:
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangeByTensor:
     """Norm of each view's change relative to the tensor's norm; whether it is a matrix."""
 
     tensors: list[str]
@@ -37,7 +37,7 @@ class Change:
     change_PV: Floats
 
 
-def compute_lens(record: Record) -> list[Lens]:
+def compute_lens(record: Record) -> list[LensOverTensor]:
     """The lens over the tensors that were recorded: a matrix, a gain and a bias."""
     require_views(record)
     recorded = record.about.get("lens") or {}
@@ -45,7 +45,7 @@ def compute_lens(record: Record) -> list[Lens]:
         raise NothingToDrawError(NO_LENS)
     arrays = ("position", "modulation", "selected")
     return [
-        Lens(name, *(np.array(one[key], dtype=np.float64) for key in arrays))
+        LensOverTensor(name, *(np.array(one[key], dtype=np.float64) for key in arrays))
         for name, one in recorded.items()
     ]
 
@@ -62,7 +62,7 @@ def draw_lens(figure: Figure, record: Record) -> None:
     legend(figure, grid[0][0])
 
 
-def plot_lens(lens: Lens, modulation: Axes, selected: Axes) -> None:
+def plot_lens(lens: LensOverTensor, modulation: Axes, selected: Axes) -> None:
     """Modulation as a line per view; the change of selected weights as a mark each."""
     for view, (wave_K, change_K) in enumerate(
         zip(lens.modulation_VK, lens.selected_VK, strict=True), start=1
@@ -83,7 +83,7 @@ def plot_lens(lens: Lens, modulation: Axes, selected: Axes) -> None:
     selected.set_title("selected weights only")
 
 
-def compute_change(record: Record) -> Change:
+def compute_change(record: Record) -> ChangeByTensor:
     """Relative change per tensor and view, the clean view left out."""
     require_views(record)
     tensors = list(record.about.get("tensors") or [])
@@ -92,7 +92,7 @@ def compute_change(record: Record) -> Change:
     change_PV = np.array(record.about["change_PE"], dtype=np.float64)[:, 1:]
     if not change_PV.any():
         raise NothingToDrawError(NO_CHANGE)
-    return Change(tensors, list(record.about["matrix"]), change_PV)
+    return ChangeByTensor(tensors, list(record.about["matrix"]), change_PV)
 
 
 @styled

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prismatic.errors import naming_full_disk
+from prismatic.files import append_line, write_text
 
 FILE = "diagnostics.jsonl"
 DIGITS = 6  # significant ones, which is what a picture needs
@@ -35,11 +35,6 @@ class Record:
         steps = np.array([line["step"] for line in found], dtype=np.int64)
         return steps, np.array([line[name] for line in found], dtype=np.float64)
 
-    @property
-    def alarms(self) -> list[tuple[int, dict[str, str]]]:
-        """Steps, and name, message and remedy of what a guard found."""
-        return [(line["step"], line["alarm"]) for line in self.lines if "alarm" in line]
-
     def last(self, name: str) -> NDArray[np.float64] | None:
         """The latest values under a name, or None."""
         _, values = self.series(name)
@@ -48,28 +43,24 @@ class Record:
 
 def begin(path: Path, about: Mapping[str, Any]) -> None:
     """Start a record, in place of any other. Raises `DiskFullError`, as all that writes here."""
-    with naming_full_disk(path):
-        path.write_text(json.dumps({"about": about}) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"about": about}) + "\n")
 
 
 def append(path: Path, step: int, values: Mapping[str, ArrayLike]) -> None:
     """Add arrays at a step. What is not finite is kept as null, and read as NaN."""
-    line = {"step": step, **{name: _plain(np.asarray(array)) for name, array in values.items()}}
-    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    rounded = {name: as_json(np.asarray(array)) for name, array in values.items()}
+    append_line(path, json.dumps({"step": step, **rounded}))
 
 
 def amend(path: Path, step: int, about: Mapping[str, Any]) -> None:
     """Say at a step what the run has become; `about["as_of"]` is then the step."""
-    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "about": {**about, "as_of": step}}) + "\n")
+    append_line(path, json.dumps({"step": step, "about": {**about, "as_of": step}}))
 
 
 def note(path: Path, step: int, name: str, message: str, remedy: str) -> None:
     """Add an alarm at a step."""
     alarm = {"name": name, "message": message, "remedy": remedy}
-    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "alarm": alarm}) + "\n")
+    append_line(path, json.dumps({"step": step, "alarm": alarm}))
 
 
 def read(path: Path) -> Record:
@@ -83,9 +74,9 @@ def read(path: Path) -> Record:
     return Record(about, tuple(sorted(kept, key=lambda line: line["step"])))
 
 
-def _plain(array: NDArray[Any]) -> Any:
+def as_json(array: NDArray[Any]) -> Any:
     """Nested lists of rounded numbers."""
     if array.ndim:
-        return [_plain(row) for row in array]
+        return [as_json(row) for row in array]
     value = float(array)
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

@@ -1,6 +1,7 @@
-"""Where routing sends tokens: over training, over passes and by domain.
+"""Where routing sends tokens: over training, over passes, by domain, and by pairs of tokens.
 
-Shapes: S steps or sequences, L passes, E views, D domains.
+Shapes: S steps or sequences, L passes, E views, D domains, X and Y the two tokens of a mixed task,
+M heads, K views or heads.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from .style import (
 )
 
 WEIGHT = "routing weight (share)"
+NO_TABLE = "The task is no mixed function of two tokens."
 NO_DOMAINS = "The task has one domain: routing cannot differ between domains."
 
 
@@ -52,7 +54,7 @@ class Domains:
 
 
 @dataclass(frozen=True)
-class Adaptation:
+class AdaptationCurves:
     """A measure of adaptation, as a share of the most possible, and that of untrained twins."""
 
     step_S: Steps
@@ -186,23 +188,23 @@ def write_cells(axes: Axes, value_XY: Floats, middle: float) -> None:
         axes.text(y, x, f"{value:.3f}", ha="center", va="center", size=8.5, color=colour)
 
 
-def compute_dependence(record: Record) -> Adaptation:
+def compute_dependence(record: Record) -> AdaptationCurves:
     """Dependence of routing on its input at every validation."""
     require_views(record)
     return beside_null(record, "routing/input_dependence", NO_VALIDATION)
 
 
-def compute_information(record: Record) -> Adaptation:
+def compute_information(record: Record) -> AdaptationCurves:
     """Mutual information of view and domain at every validation."""
     require_views(record)
     return beside_null(record, "routing/mutual_information", NO_DOMAINS)
 
 
-def beside_null(record: Record, name: str, why_absent: str) -> Adaptation:
+def beside_null(record: Record, name: str, why_absent: str) -> AdaptationCurves:
     """A measure of the trained routers, and of their untrained twins."""
     steps, found_S = require_series(record, name, why_absent)
     _, null_S = require_series(record, f"{name}_null", why_absent)
-    return Adaptation(steps, found_S, null_S)
+    return AdaptationCurves(steps, found_S, null_S)
 
 
 @styled
@@ -223,7 +225,7 @@ def draw_information(figure: Figure, record: Record) -> None:
     )
 
 
-def plot_adaptation(figure: Figure, found: Adaptation, measure: str) -> None:
+def plot_adaptation(figure: Figure, found: AdaptationCurves, measure: str) -> None:
     """A measure and its null over training."""
     axes = figure.subplots()
     axes.plot(found.step_S, found.found_S, "o-", color="black", label="trained")
@@ -231,3 +233,44 @@ def plot_adaptation(figure: Figure, found: Adaptation, measure: str) -> None:
     axes.set(xlabel=STEP, ylabel=measure)
     axes.set_ylim(bottom=0)
     legend(figure, axes)
+
+
+def compute_routing_table(record: Record) -> Floats:
+    """Routing weights at the last position by the two tokens: (X, Y, E)."""
+    require_views(record)
+    return require_last(record, "table/routing_XYE", NO_TABLE)
+
+
+def compute_attention_table(record: Record) -> Floats:
+    """Attention of the last position to x by the two tokens and head: (X, Y, M)."""
+    return require_last(record, "table/attention_XYM", NO_TABLE)
+
+
+@styled
+def draw_routing_table(figure: Figure, record: Record) -> None:
+    """The routing weight of each view for every pair of tokens."""
+    table_XYE = compute_routing_table(record)
+    names = [view_name(view) for view in range(table_XYE.shape[2])]
+    title(figure, f"Routing at the last position by the two tokens{left_out(len(names))}")
+    draw_tables(figure, table_XYE, names, WEIGHT)
+
+
+@styled
+def draw_attention_table(figure: Figure, record: Record) -> None:
+    """The attention weight on x of each head for every pair of tokens."""
+    table_XYM = compute_attention_table(record)
+    names = [f"head {head}" for head in range(table_XYM.shape[2])]
+    title(figure, f"Attention to x at the last position by the two tokens{left_out(len(names))}")
+    draw_tables(figure, table_XYM, names, "attention weight (share)")
+
+
+def draw_tables(figure: Figure, table_XYK: Floats, names: list[str], unit: str) -> None:
+    """A heat map over (x, y) per name, all on one scale."""
+    low, high = np.nanmin(table_XYK), np.nanmax(table_XYK)
+    grid = panels(figure, len(names))
+    for axes, name, table_XY in zip(grid, names, np.moveaxis(table_XYK, 2, 0), strict=False):
+        image = axes.imshow(table_XY, vmin=low, vmax=high, origin="lower")
+        axes.set(xlabel="token y", ylabel="token x", title=name)
+        axes.grid(False)
+        axes.label_outer()
+    figure.colorbar(image, ax=grid, label=unit, shrink=0.8)
