@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from hydra_plugins.prismatic_local._slots import cores
+from hydra_plugins.prismatic_local.launcher import cores
 from prismatic.config import paths
 from prismatic.dashboard import rerun
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from hydra_plugins.prismatic_local import _job, _server, _slots
-from hydra_plugins.prismatic_local._command import config_options, quoted
+from hydra_plugins.prismatic_local._command import quoted
 from hydra_plugins.prismatic_local.launcher import LocalLauncher
 
 HERE = Path(__file__).parent
@@ -47,15 +47,15 @@ def launcher(app, monkeypatch):
     """Makes a launcher as Hydra does: launcher("x=1", n_jobs=2); closed after the test."""
     before, opened = Singleton.get_state(), []
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    monkeypatch.setattr(sys, "argv", [str(app), "-m"])
+    monkeypatch.syspath_prepend(app.parent)
+    monkeypatch.delitem(sys.modules, "app", raising=False)
 
     def make(*overrides: str, **keys) -> LocalLauncher:
-        spec = spec_from_file_location("launched", app)
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = import_module("app")
         path = create_automatic_config_search_path(str(app), None, ".")
         hydra = Hydra.create_main_hydra2("app", path)
         sweep = [*overrides, f"hydra.sweep.dir={app.parent}/out"]
+        monkeypatch.setattr(sys, "argv", [str(app), "-m", *sweep])
         config = hydra.compose_config("app", sweep, RunMode.MULTIRUN)
         made = LocalLauncher(**QUICK | keys)
         made.setup(
@@ -351,9 +351,7 @@ def test_a_grid_under_hydras_own_sweeper(app):
     assert run.returncode == 1 and "LookupError: two is no good" in err
 
 
-def test_config_options_and_quotes():
-    typed = ["-m", "-cd", "more", "x=1", "--config-path=../conf", "seed=1,2"]
-    assert config_options(typed) == ["--config-path=../conf", "--config-dir=more"]
+def test_quotes():
     assert quoted("it's, (a) dir") == r"'it\'s, (a) dir'"
 
 

@@ -1,14 +1,12 @@
 """A trial as a command: what a user would type to run it alone, in its folder."""
 
-import inspect
 import os
 import re
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from hydra.types import TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # The callback of every trial.
 KEY, CALLBACK = "prismatic_local", f"{__package__}._job.TrialCallback"
@@ -18,46 +16,49 @@ KEPT = (("-cn", "--config-name"), ("-cp", "--config-path"), ("-cd", "--config-di
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](sweep|sweeper|launcher|mode|run)\b")
 
 
-def source_of(task: TaskFunction) -> tuple[str | None, str]:
-    """The task's module, if python runs it as `-m module`, and its file."""
-    file = os.path.abspath(inspect.getfile(inspect.unwrap(task)))
+def texts(overrides: ListConfig) -> list[str]:
+    """Overrides as they were typed: what they interpolate is the trial's, not the sweep's."""
+    found = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(found, list)
+    return [str(text) for text in found]
+
+
+def program_of(sweep: DictConfig) -> list[str] | None:
+    """The arguments of python that start this program, whose command line asked for the sweep.
+
+    None if it did not: the sweep was started from within a notebook, a test or another program.
+    """
+    typed = {*texts(sweep.hydra.overrides.task), *texts(sweep.hydra.overrides.hydra)}
+    file = os.path.abspath(sys.argv[0])
+    if not typed <= set(sys.argv[1:]) or not os.path.isfile(file):
+        return None
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return (spec.name if spec is not None and spec.origin == file else None), file
+    return ["-m", spec.name] if spec is not None and spec.origin == file else [file]
 
 
-def config_options(arguments: Sequence[str]) -> list[str]:
-    """`-cn`, `-cp` and `-cd` of a command line, by their long names."""
+def arguments_of(overrides: Sequence[str], trial: DictConfig) -> Iterator[str]:
+    """The arguments after the program: a plain run, not a sweep, of one composed trial.
+
+    `overrides` are those that the sweep gave it, besides the sweep's own that begin with `hydra`.
+    """
+    hydra = trial.hydra
     parser = ArgumentParser(add_help=False)
     for short, long in KEPT:
         parser.add_argument(short, long)
-    typed = vars(parser.parse_known_args(arguments)[0])
-    return [f"--{name.replace('_', '-')}={typed[name]}" for name in typed if typed[name]]
+    for name, value in vars(parser.parse_known_args(sys.argv[1:])[0]).items():
+        if value:
+            yield f"--{name.replace('_', '-')}={value}"
+    sweeps_own = texts(hydra.overrides.hydra)
+    yield from (text for text in sweeps_own if not OF_THE_SWEEP.match(text))
+    yield from overrides
+    yield "hydra.mode=RUN"
+    yield f"hydra.run.dir={quoted(hydra.run.dir)}"
+    yield f"hydra.sweep.dir={quoted(hydra.sweep.dir)}"
+    yield f"hydra.job.num={hydra.job.num}"
+    yield f"hydra.job.id={hydra.job.id}"
+    yield f"+hydra.callbacks.{KEY}._target_={CALLBACK}"
 
 
 def quoted(text: str) -> str:
     """A value in Hydra's grammar that means exactly this text."""
     return "'" + text.replace("'", r"\'") + "'"
-
-
-def arguments_of(
-    typed: Sequence[str],
-    hydra_overrides: Sequence[str],
-    overrides: Sequence[str],
-    hydra: DictConfig,
-) -> list[str]:
-    """The arguments after the script: a plain run, not a sweep, of one trial.
-
-    `typed` are the sweep's own arguments, `hydra_overrides` those that begin with `hydra`,
-    `overrides` the trial's; `hydra` is that node of the trial's configuration.
-    """
-    return [
-        *config_options(typed),
-        *(override for override in hydra_overrides if not OF_THE_SWEEP.match(override)),
-        *overrides,
-        "hydra.mode=RUN",
-        f"hydra.run.dir={quoted(hydra.run.dir)}",
-        f"hydra.sweep.dir={quoted(hydra.sweep.dir)}",
-        f"hydra.job.num={hydra.job.num}",
-        f"hydra.job.id={hydra.job.id}",
-        f"+hydra.callbacks.{KEY}._target_={CALLBACK}",
-    ]

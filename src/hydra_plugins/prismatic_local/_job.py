@@ -1,7 +1,6 @@
-"""What runs in a trial's process, and the file that its result comes back in."""
+"""What runs in a trial's process: how the task gets there, and how its result comes back."""
 
 import atexit
-import inspect
 import json
 import os
 import pickle
@@ -9,66 +8,81 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterable, Mapping
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from hydra._internal.callbacks import Callbacks
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-RESULT = "result.json"
+LOG, RESULT = "trial.log", "result.json"
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 
 
-def run(config: DictConfig, task: TaskFunction, context: HydraContext) -> JobReturn:
-    """Run a composed job as Hydra does, in the folder `hydra.run.dir`; its error is returned."""
-    setup_globals()
-    return run_job(
-        hydra_context=context,
-        task_function=task,
-        config=config,
-        job_dir_key="hydra.run.dir",
-        job_subdir_key=None,
-    )
+class ByName:
+    """A function of a module, pickled as such even where a decorator has taken its name.
 
-
-def main(pickled: bytes) -> NoReturn:
-    """Run the job that another process composed, and end this process.
-
-    As python does, but without taking all modules apart: with torch that costs half a second.
+    `hydra.main` is one, so that neither `pickle` nor `cloudpickle` find the function itself; the
+    latter would copy it without its module.
     """
-    status = 1
-    try:
-        status = status_of(*pickle.loads(pickled))
-    except SystemExit as end:
-        print(f"SystemExit: {end}", file=sys.stderr)
-        status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+
+    def __init__(self, task: TaskFunction) -> None:
+        """Raises `AttributeError` for what is no function of a module that can be imported."""
+        module, name, depth = task.__module__, task.__qualname__, 0
+        while find(module, name, depth) is not task:
+            depth += 1
+        self.place = module, name, depth
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return find, self.place
 
 
-def status_of(config: DictConfig, name: str) -> int:
-    """Run a job of the main module; 1 after an error, which is printed.
+def find(module: str, name: str, depth: int) -> TaskFunction:
+    """What a module has by that name, within so many decorators."""
+    found = attrgetter(name)(import_module(module))
+    for _ in range(depth):
+        found = found.__wrapped__
+    return cast(TaskFunction, found)
 
-    The task is named, not sent: `hydra.main` puts another function in its place, which wraps it.
+
+def context_of(config: DictConfig, loader: ConfigLoader | None = None) -> HydraContext:
+    """What Hydra needs to run a job, where no sweep of Hydra's has made it: the job's callbacks.
+
+    `loader` is for whoever composes.
     """
-    JobRuntime.instance().set("name", config.hydra.job.name)
-    context = HydraContext(cast(ConfigLoader, None), Callbacks(config))  # composing is done
-    job = run(config, inspect.unwrap(getattr(sys.modules["__main__"], name)), context)
-    if job.status == JobStatus.COMPLETED:
-        return 0
-    error = job._return_value
-    traceback.print_exception(error.with_traceback(error.__traceback__.tb_next))  # the task's
-    return 1
+    return HydraContext(cast(ConfigLoader, loader), cast(Any, JobCallbacks(config)))
+
+
+class JobCallbacks:
+    """The callbacks in a job's `hydra.callbacks`, told of its start and end as Hydra does.
+
+    An error in one of them is a warning.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.callbacks = [instantiate(node) for node in config.hydra.callbacks.values()]
+
+    def on_job_start(self, **arguments: Any) -> None:
+        """Tell all, in order."""
+        self._tell("on_job_start", self.callbacks, arguments)
+
+    def on_job_end(self, **arguments: Any) -> None:
+        """Tell all, the last one first."""
+        self._tell("on_job_end", self.callbacks[::-1], arguments)
+
+    def _tell(self, event: str, callbacks: list[Any], arguments: dict[str, Any]) -> None:
+        for callback in callbacks:
+            try:
+                getattr(callback, event)(**arguments)
+            except Exception as error:
+                warnings.warn(f"{event} of {type(callback).__name__}: {error!r}", stacklevel=2)
 
 
 class TrialCallback(Callback):
@@ -106,3 +120,41 @@ def _plain(value: Any) -> Any:
         f"a trial returned {value!r:.80}, which cannot be recorded: return a number, or a list or "
         "mapping of numbers"
     )
+
+
+def run(config: DictConfig, task: TaskFunction, context: HydraContext) -> JobReturn:
+    """Run a composed job as Hydra does, in the folder `hydra.run.dir`; its error is returned."""
+    setup_globals()
+    return run_job(
+        hydra_context=context,
+        task_function=task,
+        config=config,
+        job_dir_key="hydra.run.dir",
+        job_subdir_key=None,
+    )
+
+
+def run_and_exit(task: TaskFunction, pickled: bytes) -> NoReturn:
+    """Run the job that another process composed, print its error, and end this process.
+
+    As python does, but without taking all modules apart: with torch that costs half a second.
+    """
+    status = 1
+    try:
+        config: DictConfig = pickle.loads(pickled)
+        job = run(config, task, context_of(config))
+        if job.status == JobStatus.COMPLETED:
+            status = 0
+        else:
+            error = job._return_value
+            traceback.print_exception(error.with_traceback(error.__traceback__.tb_next))
+    except SystemExit as end:
+        print(f"SystemExit: {end}", file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

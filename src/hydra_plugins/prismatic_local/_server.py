@@ -1,41 +1,60 @@
 """The fork server: a process of its own that starts trials, ends them and says when they ended.
 
-It has the heavy libraries loaded, so a fork of it is ready to train at once. It never starts
-threads, OpenMP or CUDA, which do not survive a fork. When its connection closes, whatever the
-reason, it ends every trial and then itself: nothing outlives a sweep that is killed.
+It has the task and its libraries loaded, so that a fork of it is ready to train at once. It never
+starts threads, OpenMP or CUDA, which do not survive a fork. It owns the process group of every
+trial: when its connection closes, whatever the reason, it ends them all and then itself, so that
+nothing outlives a sweep that is killed. `multiprocessing`'s fork server ends no group.
 """
 
-import contextlib
 import ctypes
 import gc
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import Pipe, spawn
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn, cast
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.types import TaskFunction
+
+from . import _job
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+POLL = 0.02  # seconds between two looks at the trials
 PR_SET_PDEATHSIG = 1
-Load = tuple[dict[str, str], list[str]]
 LOST = "was lost with the fork server (out of memory?)"
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a server loads for its forks."""
+
+    main: Mapping[str, str]  # the main module, as `multiprocessing.spawn.prepare` takes it
+    preload: Sequence[str]  # modules
+    task: bytes  # pickled, with the state of Hydra's singletons
+
+
+@dataclass(frozen=True)
 class Order:
-    """A trial to start, or, without arguments, to stop."""
+    """A trial to start; to stop one, its number alone is sent."""
 
     number: int
-    arguments: Sequence[str] = ()  # of python
-    environment: Mapping[str, str] | None = None
-    log: str = ""
-    job: bytes | None = None  # for `_job.main` in a fork; None is a fresh python
-    timeout: float | None = None
+    arguments: Sequence[str]  # of python, or what `sys.argv` shall be in a fork
+    environment: Mapping[str, str]
+    log: str
+    config: bytes | None  # pickled, for the task in a fork; None is a fresh python
+    timeout: float | None
 
 
 @dataclass(frozen=True)
@@ -47,27 +66,11 @@ class Ended:
     cause: str = ""
 
 
-@dataclass
-class Trial:
-    """A trial that runs. At `deadline` (monotonic seconds) its group gets the next signal."""
-
-    number: int
-    deadline: float
-    cause: str = "ran longer than hydra.launcher.timeout"
-    signals: int = 0  # already sent
-
-    def stop(self) -> None:
-        """Let the deadline be now, unless it has passed."""
-        if not self.signals:
-            self.deadline, self.cause = time.monotonic(), "was stopped"
-
-
 class ForkServer:
     """The sweep's end: starts the server process.
 
-    `load` is its main module, as `multiprocessing.spawn` takes it, and the modules to import; None
-    for a server of fresh pythons alone. `environment` should be that of the trials: OpenMP reads
-    its number of threads as it is loaded.
+    Without a `load` it starts fresh pythons only. `environment` should be that of the trials:
+    OpenMP reads its number of threads as it is loaded.
     """
 
     def __init__(self, environment: Mapping[str, str], load: Load | None) -> None:
@@ -83,9 +86,9 @@ class ForkServer:
         theirs.close()
         self.connection.send(load)
 
-    def order(self, order: Order) -> None:
-        """Send an order; if the server is gone, `ended` will say so."""
-        with contextlib.suppress(OSError):
+    def send(self, order: Order | int) -> None:
+        """Start a trial, or stop one; if the server is gone, `ended` will say so."""
+        with suppress(OSError):
             self.connection.send(order)
 
     def ended(self, timeout: float | None) -> list[Ended]:
@@ -101,105 +104,156 @@ class ForkServer:
     def close(self) -> None:
         """End every trial and the server; takes up to `GRACE` seconds if one does not listen."""
         self.connection.close()
-        self.process.terminate()
+        self.process.terminate()  # while it loads; later the closed connection tells it
         self.process.wait()
+
+
+def main(fd: int) -> None:
+    """What the server process runs."""
+    connection = Connection(fd)
+    die_with(os.getppid())
+    try:
+        load = connection.recv()
+    except EOFError:
+        return
+    try:
+        task = None if load is None else prepare(load)
+    except ValueError as error:
+        connection.send(error)
+        return
+    outlive_parent()  # now there may be trials to end first
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Server(connection, task).serve()
+
+
+def prepare(load: Load) -> TaskFunction:
+    """Import the libraries, and the task with Hydra's state, once for all forks."""
+    gc.disable()  # it would take a third of the time, and modules leave next to nothing to collect
+    # Now Hydra refuses to start: in a script without `if __name__ == "__main__"` it would.
+    GlobalHydra.instance().hydra = cast(Any, "a server of trials")
+    try:
+        spawn.prepare(dict(load.main))
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"hydra.launcher.executor=fork imports the script, which failed: {error!r}. Let it "
+            'start its task under `if __name__ == "__main__":`, or give executor=process'
+        ) from None
+    try:
+        for name in load.preload:
+            import_module(name)
+    except Exception as error:
+        raise ValueError(f"hydra.launcher.preload: {name} fails to import: {error!r}") from None
+    try:
+        task, state = pickle.loads(load.task)
+    except Exception as error:
+        raise ValueError(
+            f"hydra.launcher.executor=fork: the task cannot be loaded in another process: {error!r}"
+        ) from None
+    Singleton.set_state(state)
+    gc.freeze()  # keeps the collector of a fork from copying every page
+    gc.enable()
+    return cast(TaskFunction, task)
+
+
+@dataclass
+class Child:
+    """A trial that runs. At `deadline` (monotonic seconds) its group gets the next signal."""
+
+    number: int
+    deadline: float
+    cause: str = "ran longer than hydra.launcher.timeout"
+    signals: int = 0  # already sent
+
+    def stop(self) -> None:
+        """Let the deadline be now, unless it has passed."""
+        if not self.signals:
+            self.deadline, self.cause = time.monotonic(), "was stopped"
 
 
 class Server:
     """The server process itself."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.trials: dict[int, Trial] = {}  # by process, which leads its group
-        self.closing = False
-        self.pipe = self.awake, waker = os.pipe()
-        for fd in self.pipe:
-            os.set_blocking(fd, False)
-        signal.set_wakeup_fd(waker)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self.close)
+    def __init__(self, connection: Connection, task: TaskFunction | None) -> None:
+        self.connection, self.task = connection, task
+        self.children: dict[int, Child] = {}  # by process, which leads its group
+        self.listening = True
 
-    def serve(self) -> Order | None:
-        """Start and end trials until closed. Returns twice: an order, in the trial's process."""
-        while self.trials or not self.closing:
-            asked = [] if self.closing else [self.connection]
-            ready = wait([self.awake, *asked], self.patience())
-            if self.awake in ready:
-                os.read(self.awake, 4096)
-            if self.connection in ready:
-                order = self.receive()
-                if order is not None:
-                    return order
-            self.reap()
-            self.end_overdue()
-        return None
+    def serve(self) -> None:
+        """Start and end trials until the connection closes and all have ended."""
+        while self.listening or self.children:
+            self.listen()
+            for pid, child in list(self.children.items()):
+                if not self.has_ended(pid, child) and time.monotonic() >= child.deadline:
+                    signal_group(pid, signal.SIGKILL if child.signals else signal.SIGTERM)
+                    child.signals += 1
+                    child.deadline = time.monotonic() + GRACE
 
-    def patience(self) -> float | None:
-        """Seconds until the next deadline; None is for ever."""
-        first = min((trial.deadline for trial in self.trials.values()), default=math.inf)
-        return None if first == math.inf else max(0.0, first - time.monotonic())
-
-    def receive(self) -> Order | None:
-        """Do what is asked. In the process of a new trial: its order."""
+    def listen(self) -> None:
+        """Do what is asked within a moment; for ever, if no trial runs."""
+        if not self.listening:
+            time.sleep(POLL)
+            return
         try:
-            order = self.connection.recv()
+            if self.connection.poll(POLL if self.children else None):
+                self.obey(self.connection.recv())
         except (EOFError, OSError):
-            self.close()
-            return None
-        if not order.arguments:
-            for trial in self.trials.values():
-                if trial.number == order.number:
-                    trial.stop()
-        elif (pid := os.fork()) == 0:
-            self.leave()
-            return order
-        else:
-            seconds = math.inf if order.timeout is None else order.timeout
-            self.trials[pid] = Trial(order.number, time.monotonic() + seconds)
-        return None
+            self.listening = False
+            for child in self.children.values():
+                child.stop()
 
-    def leave(self) -> None:
-        """In a new trial's process: become an ordinary python."""
-        signal.set_wakeup_fd(-1)  # a library may have done so already, when it saw the fork
-        for fd in self.pipe:
-            os.close(fd)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    def obey(self, order: Order | int) -> None:
+        """Start a trial, or stop the one of that number."""
+        if isinstance(order, int):
+            for child in self.children.values():
+                if child.number == order:
+                    child.stop()
+            return
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self.connection.close()
+            run(order, self.task, server)
+        seconds = math.inf if order.timeout is None else order.timeout
+        self.children[pid] = Child(order.number, time.monotonic() + seconds)
+
+    def has_ended(self, pid: int, child: Child) -> bool:
+        """Whether a trial ended; reports it, and ends what it left behind."""
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            return False
+        signal_group(pid, signal.SIGKILL)
+        del self.children[pid]
+        cause = child.cause if child.signals else ""
+        with suppress(OSError):  # nobody listens any more
+            self.connection.send(Ended(child.number, os.waitstatus_to_exitcode(status), cause))
+        return True
+
+
+def run(order: Order, task: TaskFunction | None, server: int) -> NoReturn:
+    """Be the trial. Its output, and that of whatever it starts, goes to its log."""
+    try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self.connection.close()
-
-    def close(self, *signal_and_frame: object) -> None:
-        """Have all trials ended, and then the server."""
-        self.closing = True
-
-    def reap(self) -> None:
-        """Report the trials that ended, and end what they left behind."""
-        while self.trials:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            signal_group(pid, signal.SIGKILL)
-            trial = self.trials.pop(pid, None)
-            if trial is None:  # a child of something that was preloaded
-                continue
-            cause = trial.cause if trial.signals else ""
-            ended = Ended(trial.number, os.waitstatus_to_exitcode(status), cause)
-            with contextlib.suppress(OSError):  # nobody listens any more
-                self.connection.send(ended)
-
-    def end_overdue(self) -> None:
-        """SIGTERM at a deadline, SIGKILL `GRACE` seconds later."""
-        for pid, trial in self.trials.items():
-            if self.closing:
-                trial.stop()
-            if time.monotonic() >= trial.deadline:
-                signal_group(pid, signal.SIGKILL if trial.signals else signal.SIGTERM)
-                trial.signals += 1
-                trial.deadline = time.monotonic() + GRACE
+        os.setsid()
+        die_with(server)
+        log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if order.config is None or task is None:
+            os.execve(sys.executable, [sys.executable, *order.arguments], order.environment)
+        os.environ.clear()
+        os.environ.update(order.environment)
+        sys.argv = list(order.arguments)
+        if "numpy" in sys.modules:  # python's own generator does it by itself
+            sys.modules["numpy"].random.seed()
+        _job.run_and_exit(task, order.config)
+    except BaseException:  # a trial must never go on as a second server
+        traceback.print_exc()
+        os._exit(1)
 
 
 def signal_group(leader: int, number: signal.Signals) -> None:
     """Send a signal to a process group, if there is one."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
 
 
@@ -215,51 +269,3 @@ def outlive_parent() -> None:
     """Undo `die_with`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
-
-
-def run(order: Order, parent: int) -> None:
-    """Be the trial. Its output, and that of whatever it starts, goes to its log."""
-    os.setsid()
-    die_with(parent)
-    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    if order.job is None:
-        os.execve(sys.executable, [sys.executable, *order.arguments], order.environment or {})
-    os.environ.clear()
-    os.environ.update(order.environment or {})
-    sys.argv = list(order.arguments)
-    if "numpy" in sys.modules:  # python's own generator does it by itself
-        sys.modules["numpy"].random.seed()
-    from . import _job
-
-    _job.main(order.job)
-
-
-def prepare(load: Load | None) -> None:
-    """Import the script and the libraries once, for all forks."""
-    if load is None:
-        return
-    main, preload = load
-    gc.disable()  # it would take a third of the time, and modules leave next to nothing to collect
-    spawn.prepare(main)
-    for name in (f"{__package__}._job", *preload):
-        import_module(name)
-    gc.freeze()  # keeps the collector of a fork from copying every page
-    gc.enable()
-
-
-def main(fd: int) -> None:
-    """What the server process runs; and, after `serve`, what each trial's process runs."""
-    connection = Connection(fd)
-    die_with(os.getppid())
-    try:
-        prepare(connection.recv())
-    except Exception as error:
-        connection.send(ValueError(f"hydra.launcher.preload, or the script: {error!r}"))
-        return
-    outlive_parent()  # now there may be trials to end first
-    server = os.getpid()
-    order = Server(connection).serve()
-    if order is not None:
-        run(order, server)

@@ -19,7 +19,10 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from . import _command, _slots
+from ._job import LOG as LOG
+from ._job import context_of as context_of
 from ._listeners import Listeners
+from ._slots import cores as cores
 
 EXECUTORS = ("fork", "process", "inline")
 POLL_SECONDS = 1.0
@@ -79,6 +82,8 @@ class LocalLauncher(Launcher):
         one = "give a whole number >= 1"
         _require(n_jobs >= 1, "n_jobs", n_jobs, one)
         _require(executor in EXECUTORS, "executor", executor, f"choose one of {EXECUTORS}")
+        posix = "processes are forked, which needs Linux or macOS: choose inline"
+        _require(hasattr(os, "fork") or executor == "inline", "executor", executor, posix)
         _require(threads is None or threads >= 1, "threads", threads, f"{one}, or null")
         _require(gpus_per_job >= 0, "gpus_per_job", gpus_per_job, "give a whole number >= 0")
         _require(timeout is None or timeout > 0, "timeout", timeout, "give seconds > 0, or null")
@@ -103,7 +108,9 @@ class LocalLauncher(Launcher):
         self._trials: Inline | Processes = (
             Inline(hydra_context, task_function, config)
             if self.executor == "inline"
-            else Processes(task_function, config, slots, preload, self.timeout)
+            else Processes(
+                task_function, config, slots=slots, preload=preload, timeout=self.timeout
+            )
         )
 
     def launch(

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import HydraContext, RunMode
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import open_dict
 
-from hydra_plugins.prismatic_local._outcome import LOG
-from hydra_plugins.prismatic_local.launcher import LocalLauncher
+from hydra_plugins.prismatic_local.launcher import LOG, LocalLauncher, context_of
 from prismatic.config.command_line import explain
 from prismatic.dashboard.rerun import text
 
@@ -134,7 +132,7 @@ def launcher(folder: Path, together: bool, n_jobs: int, executor: str) -> Iterat
         config.hydra.callbacks = {}  # what a sweep shows of itself
         config.hydra.runtime.output_dir = str(folder)
     local = instantiate(config.hydra.launcher)
-    context = HydraContext(loader, Callbacks(config))
+    context = context_of(config, loader)
     task = job.together if together else job.alone
     local.setup(hydra_context=context, task_function=task, config=config)
     try:

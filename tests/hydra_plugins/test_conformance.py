@@ -1,0 +1,66 @@
+"""Hydra's own suites for launchers, for each way to run a trial.
+
+A trial by command (`process`) composes anew; a sweep from within a test has no command, and its
+trials are then forks of a server that has loaded the task alone.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from hydra.test_utils.launcher_common_tests import (
+    BatchedSweeperTestSuite,
+    IntegrationTestSuite,
+    LauncherTestSuite,
+)
+
+SOURCES = Path(__file__).parents[2] / "src"
+# The suites give no `version_base`, as whoever has not yet chosen.
+pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer:UserWarning")
+EXECUTORS = ("inline", "fork", "process")
+
+
+def settings(executor: str) -> dict:
+    return {"executor": executor, "n_jobs": 2, "preload": []}
+
+
+def overrides(executor: str) -> list[str]:
+    return [f"hydra.launcher.{key}={value}" for key, value in settings(executor).items()]
+
+
+@pytest.mark.parametrize("launcher_name", ["prismatic_local"])
+@pytest.mark.parametrize(
+    "overrides", [overrides(executor) for executor in EXECUTORS], ids=EXECUTORS
+)
+class TestLauncher(LauncherTestSuite):
+    """One batch of trials."""
+
+
+@pytest.mark.parametrize("launcher_name", ["prismatic_local"])
+@pytest.mark.parametrize(
+    "overrides",
+    [["hydra.sweeper.max_batch_size=2", *overrides(executor)] for executor in EXECUTORS],
+    ids=EXECUTORS,
+)
+class TestBatches(BatchedSweeperTestSuite):
+    """Several batches, one after another."""
+
+
+def configuration(executor: str) -> dict:
+    return {
+        "defaults": [{"override hydra/launcher": "prismatic_local"}],
+        "hydra": {"launcher": settings(executor)},
+    }
+
+
+@pytest.mark.parametrize("extra_flags", [["-m"]])
+@pytest.mark.parametrize(
+    "task_launcher_cfg", [configuration(executor) for executor in EXECUTORS], ids=EXECUTORS
+)
+class TestScripts(IntegrationTestSuite):
+    """Scripts as commands."""
+
+    @pytest.fixture(autouse=True)
+    def plugin(self, monkeypatch):
+        inherited = filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")])
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(inherited))
