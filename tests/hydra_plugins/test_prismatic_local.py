@@ -12,6 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from hydra._internal.callbacks import Callbacks
@@ -20,11 +21,12 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from hydra_plugins.prismatic_local import _job, _server, _slots
+from hydra_plugins.prismatic_local import _job, _server, _slots, _trials
 from hydra_plugins.prismatic_local._command import quoted
 from hydra_plugins.prismatic_local.launcher import LocalLauncher
 
@@ -175,6 +177,29 @@ def test_an_old_result_is_not_taken_for_a_new_one(launcher, app):
 
 
 @pytest.mark.parametrize("executor", ["fork", "process"])
+def test_overrides_are_taken_as_they_were_typed(app, executor):
+    """What they interpolate is known in a trial only."""
+    keys = ["hydra.sweep.subdir=trial_${hydra.job.num}", "hydra.job.name=named_${x}"]
+    keys += [f"hydra.launcher.executor={executor}"]
+    with sweep(app, "-m", "do=surroundings", "x=8,9", *keys) as running:
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
+    folders = [app.parent / "out" / f"trial_{number}" for number in (0, 1)]
+    jobs = [json.loads((folder / "result.json").read_text())["job"] for folder in folders]
+    assert jobs == [[0, "0", "named_8"], [1, "1", "named_9"]]
+
+
+@pytest.mark.parametrize("executor", ["fork", "process"])
+def test_a_start_that_raises_keeps_no_slot(launcher, monkeypatch, executor):
+    launched = launcher(executor=executor)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(_trials, "Order", Mock(side_effect=MemoryError))
+        launched.start(0, ["x=2"])
+    launched.start(1, ["x=3"])
+    assert launched.finished()[0][1].return_value == 9
+
+
+@pytest.mark.parametrize("executor", ["fork", "process"])
 def test_a_trial_has_the_surroundings_of_its_slot(launcher, app, executor, monkeypatch):
     inherited = {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "RANKED": "yes"}
     inherited |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0"}
@@ -308,7 +333,7 @@ def test_a_library_may_reset_signals_when_it_sees_a_fork(launcher, app, monkeypa
 
 def test_a_module_that_cannot_be_preloaded_is_named(launcher):
     launched = launcher(preload=["no_such_module"])
-    with pytest.raises(ValueError, match=r"preload.*no_such_module"):
+    with pytest.raises(HydraException, match=r"preload.*no_such_module"):
         in_one_go(launched, "x=1")
 
 
@@ -358,7 +383,7 @@ def test_quotes():
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
 def test_a_further_rank_does_not_sweep(launcher, monkeypatch, name):
     monkeypatch.setenv(name, "1")
-    with pytest.raises(ValueError, match=f"^{name}=1: a sweep runs in one process"):
+    with pytest.raises(HydraException, match=f"^{name}=1: a sweep runs in one process"):
         launcher()
 
 
@@ -382,6 +407,14 @@ def test_bad_values_are_named(key, value):
         LocalLauncher(**{key: value})
 
 
+def test_without_fork_trials_run_in_this_process_alone(monkeypatch):
+    monkeypatch.delattr(os, "fork")  # as on Windows
+    for executor in ("fork", "process"):
+        with pytest.raises(ValueError, match=f"{executor}' is not valid.*Linux or macOS.*inline"):
+            LocalLauncher(executor=executor)
+    LocalLauncher(executor="inline")
+
+
 def test_cores_and_gpus_are_shared_out(monkeypatch, tmp_path):
     monkeypatch.setattr(_slots, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -391,7 +424,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch, tmp_path):
     assert _slots.shared_out("abcd", 2, 2) == [["a", "b"], ["c", "d"]]
     assert _slots.shared_out("ab", 3, 1) == [["a"], ["b"], ["a"]]
     assert _slots.slots(2, 1, 0, ["0"])[1]["CUDA_VISIBLE_DEVICES"] == ""
-    with pytest.raises(ValueError, match=r"gpus_per_job=2 is not valid: 1 visible"):
+    with pytest.raises(HydraException, match=r"gpus_per_job=2 is not valid: 1 visible"):
         _slots.shared_out("a", 1, 2)
     for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()

@@ -28,7 +28,8 @@ def program_of(sweep: DictConfig) -> list[str] | None:
 
     None if it did not: the sweep was started from within a notebook, a test or another program.
     """
-    typed = {*texts(sweep.hydra.overrides.task), *texts(sweep.hydra.overrides.hydra)}
+    overrides = {*texts(sweep.hydra.overrides.task), *texts(sweep.hydra.overrides.hydra)}
+    typed = overrides - {"hydra.mode=MULTIRUN"}  # Hydra's own, for -m
     file = os.path.abspath(sys.argv[0])
     if not typed <= set(sys.argv[1:]) or not os.path.isfile(file):
         return None

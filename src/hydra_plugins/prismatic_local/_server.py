@@ -26,6 +26,7 @@ from typing import Any, NoReturn, cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
+from hydra.errors import CompactHydraException
 from hydra.types import TaskFunction
 
 from . import _job
@@ -118,7 +119,7 @@ def main(fd: int) -> None:
         return
     try:
         task = None if load is None else prepare(load)
-    except ValueError as error:
+    except CompactHydraException as error:
         connection.send(error)
         return
     outlive_parent()  # now there may be trials to end first
@@ -129,24 +130,26 @@ def main(fd: int) -> None:
 def prepare(load: Load) -> TaskFunction:
     """Import the libraries, and the task with Hydra's state, once for all forks."""
     gc.disable()  # it would take a third of the time, and modules leave next to nothing to collect
-    # Now Hydra refuses to start: in a script without `if __name__ == "__main__"` it would.
+    # In a script without `if __name__ == "__main__"` Hydra starts; now it raises an error instead.
     GlobalHydra.instance().hydra = cast(Any, "a server of trials")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         spawn.prepare(dict(load.main))
     except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"hydra.launcher.executor=fork imports the script, which failed: {error!r}. Let it "
-            'start its task under `if __name__ == "__main__":`, or give executor=process'
+        raise CompactHydraException(
+            f"hydra.launcher.executor=fork imports the script, which fails: {error!r}. Let it "
+            'start Hydra under `if __name__ == "__main__":`, or give executor=process'
         ) from None
     try:
         for name in load.preload:
             import_module(name)
     except Exception as error:
-        raise ValueError(f"hydra.launcher.preload: {name} fails to import: {error!r}") from None
+        message = f"hydra.launcher.preload: {name} cannot be imported: {error!r}"
+        raise CompactHydraException(message) from None
     try:
         task, state = pickle.loads(load.task)
     except Exception as error:
-        raise ValueError(
+        raise CompactHydraException(
             f"hydra.launcher.executor=fork: the task cannot be loaded in another process: {error!r}"
         ) from None
     Singleton.set_state(state)

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hydra.errors import CompactHydraException
+
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 DISTRIBUTED = re.compile(
     r"RANK|(LOCAL|NODE|GROUP|ROLE)_RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|(MASTER|TORCHELASTIC)_\w+"
@@ -14,11 +16,11 @@ VISIBLE, OPENMP = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
 def refuse_ranks(environment: Mapping[str, str]) -> None:
-    """Raise `ValueError` in any process but the first of a distributed job."""
+    """Raise in any process but the first of a distributed job."""
     for name in RANKS:
         rank = environment.get(name, "0")
         if rank.isdigit() and int(rank) > 0:
-            raise ValueError(
+            raise CompactHydraException(
                 f"{name}={rank}: a sweep runs in one process, and this is a further rank of a "
                 "distributed job. Start the sweep without torchrun or srun; each of its trials "
                 "starts its own ranks (hydra.launcher.executor=process)"
@@ -47,7 +49,7 @@ def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -
 def shared_out(gpus: Sequence[str], n_jobs: int, gpus_per_job: int) -> list[list[str]]:
     """The GPUs of each slot; slots share GPUs, in turn, where there are too few for all."""
     if gpus_per_job > len(gpus):
-        raise ValueError(
+        raise CompactHydraException(
             f"hydra.launcher.gpus_per_job={gpus_per_job} is not valid: {len(gpus)} visible "
             f"({VISIBLE}); give 0 to {len(gpus)}"
         )

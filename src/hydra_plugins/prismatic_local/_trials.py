@@ -14,6 +14,7 @@ from pathlib import Path
 import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.errors import CompactHydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
@@ -162,9 +163,9 @@ def load_of(task: TaskFunction, preload: Sequence[str]) -> Load:
     try:
         return Load(main, preload, cloudpickle.dumps((sent, Singleton.get_state())))
     except Exception as error:  # of whatever it refers to
-        raise ValueError(
+        raise CompactHydraException(
             f"the task {task!r} cannot be sent to another process: {error}. Make it a function at "
-            "the top of a module, or give hydra.launcher.executor=inline"
+            "the top of a module, or give hydra.launcher.executor=inline, or process in a script"
         ) from error
 
 

@@ -173,8 +173,8 @@ class LocalLauncher(Launcher):
     def finished(self, timeout: float | None = None) -> list[tuple[int, JobReturn]]:
         """Trials that ended since the last call: waits for one, or `timeout` seconds (None: ever).
 
-        Empty after `timeout`, and if none runs. Raises `ValueError` if `preload` or the script
-        cannot be imported.
+        Empty after `timeout`, and if none runs. Raises if `preload`, the script or the task
+        cannot be loaded.
         """
         return self._trials.finished(timeout)
 

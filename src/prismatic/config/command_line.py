@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
+from pathlib import Path
 
 from hydra.errors import HydraException
 from hydra.utils import get_object
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prismatic.errors import FULL_DISK, causes
 
+SOURCES = Path(__file__).parents[2]
 FULL = "HYDRA_FULL_ERROR"
 NUMBER = re.compile(r"^\+{0,2}(sparsity|strategy|perturbation|focal)=([-+.\d][\w.+-]*(?:,.*)?)$")
 KEY_OF = {
@@ -131,6 +133,9 @@ def run(main: Callable[[], object]) -> None:
     gc.set_threshold(10_000)  # at the usual 700, collecting is a quarter of the start of a script
     os.environ[FULL] = "1"  # Hydra then hands its errors over instead of printing them
     logging.raiseExceptions = False  # a log file on a full disk buries the error that tells so
+    # Launchers such as submitit start pythons that know nothing of this script's folder.
+    known = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(SOURCES), *known]))
     try:
         refuse_numbers(sys.argv[1:])
         if further_rank(os.environ):
