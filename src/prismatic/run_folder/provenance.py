@@ -13,10 +13,14 @@ PACKAGES = "torch pytorch-lightning hydra-core omegaconf mlflow optuna numpy".sp
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a run came from; `commit` is None without one, `diff` is '' for a clean tree."""
+    """Where a run came from.
+
+    `commit` is None where there is none; `diff` is '' for a clean tree, and None where git could
+    not say: a tool that fails has not seen a clean tree.
+    """
 
     commit: str | None
-    diff: str
+    diff: str | None
     versions: dict[str, str]
     platform: str
     cpu: str
@@ -30,26 +34,36 @@ def provenance(root: Path) -> Provenance:
     that git does not know. Before the first commit every tracked file counts as changed.
     """
     git = ("git", "--no-optional-locks", "-C", str(root), "-c", "core.quotepath=off")
-    commit = _output(*git, "rev-parse", "--verify", "--quiet", "HEAD").strip()
-    base = commit or _output(*git, "hash-object", "-t", "tree", os.devnull).strip()
+    # In a container the files are often another user's; git's caution is about hooks, and none run.
+    git = (*git, "-c", f"safe.directory={root}")
+    commit = (_output(*git, "rev-parse", "--verify", "--quiet", "HEAD") or "").strip()
+    base = commit or (_output(*git, "hash-object", "-t", "tree", os.devnull) or "").strip()
     diff = _output(*git, "diff", "--no-color", "--no-ext-diff", base)
-    for name in _output(*git, "ls-files", "--others", "--exclude-standard").splitlines():
-        diff += f"# untracked: {name}\n"
+    untracked = _output(*git, "ls-files", "--others", "--exclude-standard")
+    if diff is not None and untracked is not None:
+        diff += "".join(f"# untracked: {name}\n" for name in untracked.splitlines())
     found = {name: d.version for name in PACKAGES for d in metadata.distributions(name=name)}
     versions = {"python": platform.python_version(), **found}
-    model = re.search(r"model name\s*:\s*(.+)", _output("cat", "/proc/cpuinfo"))
+    model = re.search(r"model name\s*:\s*(.+)", _output("cat", "/proc/cpuinfo") or "")
     cpu = f"{model[1] if model else platform.machine()} x {os.cpu_count()}"
     # Not torch.cuda: it would open the device in a process that may still have to fork.
-    gpu = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").strip() or None
-    return Provenance(commit or None, diff, versions, platform.platform(), cpu, gpu)
+    gpu = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return Provenance(
+        commit or None,
+        None if untracked is None else diff,
+        versions,
+        platform.platform(),
+        cpu,
+        gpu and gpu.strip(),
+    )
 
 
-def _output(*command: str) -> str:
-    """What `command` prints, or '' where it is missing or fails: this must not stop a run."""
+def _output(*command: str) -> str | None:
+    """What `command` prints, or None where it is missing or fails: this must not stop a run."""
     # A git hook exports GIT_DIR and the like, which name its repository, not the one asked for.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None

@@ -91,9 +91,11 @@ def record(
     logger.log_artifact_json(MANIFEST, manifest)
     code = asdict(provenance(ROOT))
     diff = code.pop("diff")
-    logger.log_artifact_text("dirty.diff", diff)
+    if diff is not None:
+        logger.log_artifact_text("dirty.diff", diff)
     logger.log_artifact_json("provenance.json", code)
-    logger.set_tags({"git_commit": code["commit"], "dirty": bool(diff), "run_dir": run_dir})
+    git = {"git_commit": code["commit"], "dirty": "unknown" if diff is None else bool(diff)}
+    logger.set_tags({**git, "run_dir": run_dir})
     if task.predicts == "next" and not all(router.causal for router in model.routers):
         logger.set_tags({"leaky": "true"})
     known = {f"baseline/{name}": value for name, value in task.baselines.items()}

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prismatic.config.paths import sqlite_uri
 from prismatic.errors import one_of, require
 
 from .run import Spool
-from .store import sqlite_path, sqlite_uri, without_password
+from .store import sqlite_path, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +52,7 @@ class Recorder:
         require(buffer >= 1, "logger.buffer", buffer, "give a whole number >= 1")
         require(flush_seconds >= 0, "logger.flush_seconds", flush_seconds, "give a number >= 0")
         path = sqlite_path(tracking_uri)
-        self.tracking_uri = sqlite_uri(path.absolute()) if path else tracking_uri
+        self.tracking_uri = sqlite_uri(path) if path else tracking_uri
         self.experiment_name = experiment_name
         self.run_name = run_name
         self.tags = dict(tags or {})

@@ -7,6 +7,7 @@ retries; training goes on here, and what could not be written arrives later in t
 import fcntl
 import json
 import logging
+import os
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from prismatic.config.paths import sqlite_uri
 from prismatic.files import append_line
 
-from .store import connect, experiment_id, outage, page, without_password
+from .store import connect, experiment_id, outage, page, sqlite_path, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +48,8 @@ class RunWriter:
         uid: str, time: int,
     ) -> None:  # fmt: skip
         """Create the run, or find the one that an attempt without an answer has created."""
-        self.tracking_uri, self.client = tracking_uri, connect(tracking_uri)
+        self.tracking_uri = tracking_uri
+        self.client = connect(tracking_uri)
         self.experiment_id = experiment_id(self.client, experiment, tracking_uri)
         mine = f"tags.{UID} = '{uid}'"
         found = self.client.search_runs([self.experiment_id], mine) if self.repeating else []
@@ -56,7 +59,8 @@ class RunWriter:
 
     def find(self, tracking_uri: str, run_id: str) -> None:
         """Write to a run that exists."""
-        self.tracking_uri, self.client = tracking_uri, connect(tracking_uri)
+        self.tracking_uri = tracking_uri
+        self.client = connect(tracking_uri)
         self.experiment_id = self.client.get_run(run_id).info.experiment_id
         self.run_id = run_id
 
@@ -149,6 +153,9 @@ class Spool:
 
     def _append(self, method: str, **arguments: Any) -> None:
         assert self.path is not None
+        store = sqlite_path(arguments.get("tracking_uri", ""))
+        if store is not None and store.parent in self.path.parents:  # they move together
+            arguments["tracking_uri"] = sqlite_uri(os.path.relpath(store, self.path.parent))
         append_line(self.path, json.dumps([method, arguments]))
         if self.file is None:
             self.file = open_locked(self.path)
@@ -175,12 +182,15 @@ class Spool:
 
     def replay(self) -> None:
         """Do what waits, but for what this object has done of it before."""
-        assert self.file is not None
+        assert self.file is not None and self.path is not None
         self.run.repeating = True
         self.file.seek(self.sent)
         for line in self.file:
             if line.endswith(b"\n"):  # else a kill tore it
                 method, arguments = json.loads(line)
+                store = sqlite_path(arguments.get("tracking_uri", ""), self.path.parent)
+                if store is not None:
+                    arguments["tracking_uri"] = sqlite_uri(store)
                 getattr(self.run, method)(**arguments)
             self.sent += len(line)
 

@@ -5,10 +5,12 @@ import os
 import re
 import shlex
 import sqlite3
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prismatic.errors import FULL_DISK, causes
+from prismatic.config.paths import sqlite_uri, store
+from prismatic.errors import FULL_DISK, causes, require
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,20 +24,15 @@ TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 WORKFLOW = "workflowType=machine_learning"
 
 
-def sqlite_path(tracking_uri: str) -> Path | None:
-    """The file of a sqlite store; None for a store of another kind."""
+def sqlite_path(tracking_uri: str, folder: Path = Path()) -> Path | None:
+    """The file of a sqlite store, seen from `folder`; None for a store of another kind."""
     from sqlalchemy import make_url
 
-    if not tracking_uri.startswith("sqlite:"):
+    if not tracking_uri.startswith(("sqlite:", "sqlite+")):
         return None
-    return Path(make_url(tracking_uri).database or "mlflow.db")
-
-
-def sqlite_uri(path: Path) -> str:
-    """The address of a sqlite store, whatever characters its path has."""
-    from sqlalchemy import URL
-
-    return str(URL.create("sqlite", database=str(path)))
+    file = make_url(tracking_uri).database
+    require(bool(file), "tracking_uri", tracking_uri, "name a file: sqlite:////folder/mlflow.db")
+    return Path(os.path.normpath(folder.absolute() / str(file)))
 
 
 def connect(tracking_uri: str) -> "MlflowClient":
@@ -53,7 +50,10 @@ def connect(tracking_uri: str) -> "MlflowClient":
             create_sqlite(path)
         path.open("rb").close()  # MLflow tries for minutes to open what cannot be opened
     try:
-        return MlflowClient(tracking_uri=tracking_uri)
+        client = MlflowClient(tracking_uri=tracking_uri)
+        if path is not None:
+            follow_move(path)
+        return client
     except DatabaseError as error:
         if outage(error):
             raise
@@ -74,9 +74,40 @@ def create_sqlite(path: Path) -> None:
         if not path.exists():
             draft = path.with_name(f"{path.name}.draft")
             draft.unlink(missing_ok=True)  # left by a process that died here
-            store = SqlAlchemyStore(sqlite_uri(draft), str(path.with_name(ARTIFACTS)))
-            store.engine.dispose()
+            # An address and not a path: MLflow decodes what stands after a % in either.
+            made = SqlAlchemyStore(sqlite_uri(draft), path.with_name(ARTIFACTS).as_uri())
+            made.engine.dispose()
             draft.rename(path)
+
+
+def follow_move(path: Path) -> None:
+    """Let a store that was moved or copied with the outputs name its artifacts and runs as here.
+
+    MLflow keeps absolute addresses: it would go on writing to the old place, and make it anew. The
+    default experiment tells where the database was made, if that was by `create_sqlite`.
+    """
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from sqlalchemy import NullPool, create_engine, text
+
+    addresses = "experiments.artifact_location", "runs.artifact_uri"
+    here = path.with_name(ARTIFACTS)
+    with create_engine(sqlite_uri(path), poolclass=NullPool).connect() as database:
+        query = "SELECT artifact_location FROM experiments WHERE experiment_id = 0"
+        known, _, end = (database.execute(text(query)).scalar() or "").rpartition("/")
+        there = Path(local_file_uri_to_path(known))
+        if end != "0" or there.name != ARTIFACTS or there == here:
+            return
+        moved = {name: (known, here.as_uri()) for name in addresses}
+        moved["tags.value"] = str(there.parent), str(here.parent)
+        for name, (old, new) in moved.items():
+            table, column = name.split(".")
+            only = " AND key = 'run_dir'" if table == "tags" else ""
+            change = text(
+                f"UPDATE {table} SET {column} = :new || substr({column}, :length + 1)"
+                f" WHERE substr({column} || '/', 1, :length + 1) = :old || '/'{only}"
+            )
+            database.execute(change, {"old": old, "new": new, "length": len(old)})
+        database.commit()
 
 
 def experiment_id(client: "MlflowClient", name: str, tracking_uri: str) -> str:
@@ -86,7 +117,7 @@ def experiment_id(client: "MlflowClient", name: str, tracking_uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         path = sqlite_path(tracking_uri)
-        location = str(path.with_name(ARTIFACTS)) if path else None
+        location = path.with_name(ARTIFACTS).as_uri() if path else None
         try:
             return client.create_experiment(name, location, tags=TRAINING)
         except MlflowException:
@@ -127,8 +158,20 @@ def without_password(tracking_uri: str) -> str:
 def page(tracking_uri: str, experiment_id: str, run_id: str) -> str:
     """Where a person finds a run: its address, below the command that serves a local store."""
     path = f"/#/experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}"
-    store = without_password(tracking_uri)
-    if store.startswith("http"):
-        return store.rstrip("/") + path
-    command = f"mlflow ui --backend-store-uri {shlex.quote(store)} --host 127.0.0.1"
+    shown = without_password(tracking_uri)
+    if shown.startswith("http"):
+        return shown.rstrip("/") + path
+    command = f"mlflow ui --backend-store-uri {shlex.quote(shown)} --host 127.0.0.1"
     return f"{command}\nhttp://127.0.0.1:5000{path}"
+
+
+def serve(port: str) -> None:
+    """What `make ui` does: MLflow's own server for the store that a run would use."""
+    uri = store()
+    if uri.startswith("http"):
+        print(f"the store has a server of its own: open {without_password(uri)}")
+        return
+    connect(uri)
+    print(f"open http://127.0.0.1:{port}/#/experiments?{WORKFLOW}", flush=True)
+    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", port]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options])
