@@ -5,7 +5,9 @@ A variable of the environment that is empty counts as unset.
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -40,14 +42,20 @@ def store() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(outputs("mlflow.db"))
 
 
+def variable(name: str) -> str | None:
+    """A variable of the environment: `${prismatic.env:PRISMATIC_DATA}`."""
+    return os.environ.get(name) or None
+
+
 def register() -> None:
     """Register the resolvers; needed before a configuration is composed."""
-    for name, resolver in {
+    resolvers: dict[str, Callable[..., Any]] = {
         "root": root,
         "outputs": outputs,
         "store": store,
-        "env": lambda name: os.environ.get(name) or None,
-    }.items():
+        "env": variable,
+    }
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"prismatic.{name}", resolver, replace=True)
     # Kept for the life of the process: two runs that start in one second get two folders.
     OmegaConf.register_new_resolver(

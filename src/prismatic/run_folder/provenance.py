@@ -33,9 +33,9 @@ def provenance(root: Path) -> Provenance:
     `diff` holds the changes of tracked files, then a line `# untracked: <name>` for each file
     that git does not know. Before the first commit every tracked file counts as changed.
     """
-    git = ("git", "--no-optional-locks", "-C", str(root), "-c", "core.quotepath=off")
-    # In a container the files are often another user's; git's caution is about hooks, and none run.
-    git = (*git, "-c", f"safe.directory={root}")
+    # In a container the files are often another user's, which git refuses unless it is told.
+    settings = ("-c", "core.quotepath=off", "-c", f"safe.directory={root}")
+    git = ("git", "--no-optional-locks", "-C", str(root), *settings)
     commit = (_output(*git, "rev-parse", "--verify", "--quiet", "HEAD") or "").strip()
     base = commit or (_output(*git, "hash-object", "-t", "tree", os.devnull) or "").strip()
     diff = _output(*git, "diff", "--no-color", "--no-ext-diff", base)
