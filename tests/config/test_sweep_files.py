@@ -3,9 +3,12 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from prismatic.config import paths
@@ -54,6 +57,40 @@ def test_a_study_runs_to_its_total_and_goes_on(tmp_path):
     assert results.best_value == min(float(row["loss/val"]) for row in rows)
     lines = (folder / "0" / "progress.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
+
+
+@pytest.fixture
+def sweep_dir():
+    """The folder of a sweep by what is typed, as Hydra composes it."""
+    paths.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+
+        def sweep_dir(*typed):
+            return loader.load_configuration("train", list(typed), RunMode.MULTIRUN).hydra.sweep.dir
+
+        yield sweep_dir
+
+
+def test_a_grid_has_a_folder_that_the_same_command_finds_again(sweep_dir):
+    """What is typed of the sweeper itself, such as a larger n_trials, asks for no other runs."""
+    typed = ["seed=0,1", "optim.lr=.1,.2", "trainer.max_steps=3"]
+    name = Path(sweep_dir(*typed)).name
+    assert name.startswith("seed_x_optim.lr-")
+    assert (
+        Path(sweep_dir(*typed, "hydra.sweeper.n_trials=3", "hydra.launcher.n_jobs=2")).name == name
+    )
+    others = [[*typed, "seed=0,1,2"], [*typed, "logger=none"], typed[:2], ["grid=mode_x_focal"]]
+    names = [name, *(Path(sweep_dir(*other)).name for other in others)]
+    assert len(set(names)) == 5
+    assert names[-1].startswith("mode_x_focal-")
+    assert Path(sweep_dir("optuna=loss")).name == "loss"
+
+
+def test_other_sweepers_get_a_new_folder_each_time(sweep_dir):
+    for sweeper in ("basic", "prismatic_optuna"):
+        names = {sweep_dir(f"hydra/sweeper={sweeper}", "seed=0,1") for _ in range(2)}
+        assert len(names) == 2 and not any("None" in name for name in names)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from prismatic.dashboard import overview, parent
+from prismatic.dashboard import overview, sweep_run
 from prismatic.tracking import connect
 from prismatic.tracking.logger import MLflowLogger
 
@@ -133,7 +133,7 @@ def test_the_parent_carries_the_overview(two, store, tmp_path):
     sweep, study, parent, _ = two
     client = MlflowClient(store)
     kept = {entry.path for entry in client.list_artifacts(parent.info.run_id)}
-    pictures = {"history.png", "parameters.png", "front.png"}
+    pictures = {"history.png", "parameters.png", "parameters_2.png", "front.png"}
     assert kept == {"multirun.yaml", "trials.csv", "optimization_results.yaml", *pictures}
     for name in kept:
         path = client.download_artifacts(parent.info.run_id, name, str(tmp_path))
@@ -184,18 +184,18 @@ def test_a_resumed_sweep_goes_on_with_its_parent(sweep, store):
 
 
 def test_sweeps_that_begin_together_share_one_run(sweep, store, tmp_path, monkeypatch):
-    opened, rival = parent.Parent.opened, []
+    opened, rival = sweep_run.SweepRun.opened, []
 
     def and_then_another(self, config, run_id):
         logger = opened(self, config, run_id)
         if not rival:
             [experiment] = self.client.search_experiments(filter_string="name = 'together'")
             rival.append(self.client.create_run(experiment.experiment_id).info.run_id)
-            self.study.set_user_attr(parent.RUN, rival[0])
+            self.study.set_user_attr(sweep_run.RUN, rival[0])
         return logger
 
-    monkeypatch.setattr(parent, "SETTLE", 0)
-    monkeypatch.setattr(parent.Parent, "opened", and_then_another)
+    monkeypatch.setattr(sweep_run, "SETTLE", 0)
+    monkeypatch.setattr(sweep_run.SweepRun, "opened", and_then_another)
     shared = {"shared": True, "storage": f"sqlite:///{tmp_path}/study.db"}
     sweep.run(job, logged(store, "together"), n_trials=2, **shared, **ONE)
     common, children = runs(store, "together")

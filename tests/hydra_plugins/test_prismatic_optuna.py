@@ -80,7 +80,13 @@ class Lost(RuntimeError):
         ("range(3)", Int(0, 3)),
         ("range(0, 10, 4)", Int(0, 8, step=4)),
         ("range(0.0, 0.5, 0.2)", Float(0, 0.4, step=0.2)),
-        ("choice(1, 2.5, true)", Choice([1, 2.5, True])),
+        ("choice(2, 2.5, true)", Choice([2, 2.5, True])),
+        ("int(interval(1, 5))", Int(1, 5)),
+        ("tag(log, int(interval(1, 64)))", Int(1, 64, log=True)),
+        ("float(range(1, 4))", Float(1, 4, step=1)),
+        ("tag(log, range(1, 8))", Int(1, 8, log=True)),
+        ("shuffle(range(1, 4))", Choice([1, 2, 3])),
+        ("range(8, 2, -2)", Choice([8, 6, 4])),
         ("1,null", Choice([1, None])),
         ("choice(a, 'b c')", Choice(["a", r"b\ c"])),
         ("choice([1,2],[3])", Choice(["[1,2]", "[3]"])),
@@ -89,7 +95,7 @@ class Lost(RuntimeError):
     ],
 )
 def test_the_grammar_is_upstreams(written, expected):
-    space = _space.Space.parse({"x": written}, [], None)
+    space = _space.Space.parse({"x": written}, [], loader=None)
     assert space.params == {"x": expected}
 
 
@@ -104,12 +110,13 @@ def test_the_grammar_is_upstreams(written, expected):
         ("tag(log, range(1, 9, 2))", "step"),
         ("tag(log, choice(1, 2))", "no tag"),
         ("interval(0.1", "cannot read"),
+        ("choice(1, true)", "True is there twice"),
         ([1, 2], "write it as a text"),
     ],
 )
 def test_a_space_without_sense_is_refused(written, message):
     with pytest.raises(ValueError, match=message) as error:
-        _space.Space.parse({"some.key": written}, [], None)
+        _space.Space.parse({"some.key": written}, [], loader=None)
     assert "some.key" in str(error.value)
 
 
@@ -156,11 +163,15 @@ def test_what_cannot_be_composed_is_refused_before_any_trial(sweep, arguments):
     [
         ({"sampler": "tpa"}, "sampler='tpa'.*tpe, gp, nsgaii, nsgaiii, random, qmc, cmaes, grid"),
         ({"sampler_options": {"startup": 1}}, "tpe takes no 'startup'.*n_startup_trials"),
-        ({"sampler": "grid"}, "grid: x varies without steps"),
+        ({"sampler": "grid"}, r"x=interval.*sampler=grid needs values one by one.*tpe"),
         ({"direction": "up"}, "direction='up': give minimize or maximize"),
         ({"direction": []}, "direction"),
         ({"direction": ["minimize"] * 2, "objectives": ["a"]}, "1 names.*give one for each"),
         ({"direction": ["minimize"] * 2, "objectives": ["a", "a"]}, "once"),
+        ({"sampler": {"seed": 1}}, "sampler={'seed': 1}: a node needs a _target_"),
+        ({"storage": {"url": "x"}}, "storage={'url': 'x'}: a node needs a _target_"),
+        ({"sampler": "grid", "enqueue": [{"x": 1}]}, "enqueue: sampler=grid tries every"),
+        ({"n_trials": None}, "n_trials=null: only sampler=grid"),
         ({"n_trials": 0}, "n_trials=0"),
         ({"n_jobs": "two"}, "n_jobs='two'"),
         ({"max_retries": -1}, "max_retries=-1"),
@@ -243,12 +254,36 @@ def test_cmaes_searches_or_says_what_it_needs(sweep):
 
 
 def test_a_grid_is_asked_once_through_and_no_further(sweep):
-    arguments = ["x=choice(0.1,0.2)", "n=range(1,3)"]
-    study = sweep.run(square, arguments, launcher=Two, sampler="grid", n_trials=4)
-    assert len(study.trials) == 4
-    study = sweep.run(square, arguments, launcher=Two, sampler="grid", n_trials=100)
-    points = [(trial.params["x"], trial.params["n"]) for trial in study.trials]
-    assert points == [(x, n) for x in (0.1, 0.2) for n in (1, 2, 3)]
+    """Its values are those of Hydra's own grids, in their order: a range is without its end."""
+    arguments = ["x=choice(0.1,0.2)", "n=range(1,4)"]
+    expected = [(x, n) for x in (0.1, 0.2) for n in (1, 2, 3)]
+    for total, count in ((4, 4), (100, 6), (None, 6)):
+        study = sweep.run(square, arguments, launcher=Two, sampler="grid", n_trials=total)
+        points = [(trial.params["x"], trial.params["n"]) for trial in study.trials]
+        assert points == expected[:count]
+        assert states(study) == ["COMPLETE"] * count
+
+
+def test_a_grid_that_was_interrupted_goes_on_without_repeating_a_run(sweep):
+    ran = []
+
+    def job(params, folder):
+        ran.append((params["x"], params["n"]))
+        if folder.name == "2" and len(ran) == 3:
+            raise KeyboardInterrupt
+        return 1.0
+
+    arguments = ["x=1,null,3", "n=1,2"]
+    with pytest.raises(SystemExit):
+        sweep.run(job, arguments, sampler="grid", n_trials=None)
+    study = sweep.run(job, arguments, sampler="grid", n_trials=None)
+    assert sorted(ran, key=str) == sorted([*points_of(study, "COMPLETE"), ran[2]], key=str)
+    assert len(points_of(study, "COMPLETE")) == 6
+    assert states(study).count("FAIL") == 1
+
+
+def points_of(study, state):
+    return [(t.params["x"], t.params["n"]) for t in study.trials if t.state.name == state]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsgaii"])
@@ -270,9 +305,10 @@ def test_storages_are_given_by_address_or_node(sweep, tmp_path):
     journal = f"journal://{tmp_path}/deep/er/a.journal"
     sqlite = f"sqlite:///{tmp_path}/new/b.db"
     node = {"_target_": "optuna.storages.RDBStorage", "url": f"sqlite:///{tmp_path}/c.db"}
-    for storage in (journal, sqlite, node):
+    for name, storage in {"a": journal, "b": sqlite, "c": node}.items():
+        arguments = [*BASE, f"hydra.sweep.dir={tmp_path}/{name}"]
         for total in (1, 2):
-            sweep.run(square, storage=storage, study_name="s", n_trials=total)
+            sweep.run(square, arguments, storage=storage, study_name="s", n_trials=total)
     for name in ("new/b.db", "c.db"):
         study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/{name}")
         assert states(study) == ["COMPLETE"] * 2
@@ -294,7 +330,7 @@ def test_one_objective_and_its_report(sweep):
     found = yaml.safe_load((sweep.dir / "optimization_results.yaml").read_text())
     assert found["name"] == "optuna"
     assert found["best_value"] == study.best_value
-    assert found["best_evaluated_params"] == study.best_params
+    assert found["best_params"] == study.best_params
     assert found["trials"]["complete"] == 3
     rows = sweep.rows()
     assert [float(row["value"]) for row in rows] == [trial.value for trial in study.trials]
@@ -513,14 +549,14 @@ def test_of_two_sweeps_at_once_not_both_go_on(sweep, monkeypatch):
     looks = []
 
     def rivals(claim):
-        looks.append(claim.owner)
+        looks.append(claim.name)
         return [("other", claim.since)] if len(looks) == 1 else []
 
-    monkeypatch.setattr(_owner.Claim, "_rivals", rivals)
-    with _owner.Claim(study, shared=False) as claim:
-        assert study.user_attrs[f"owner:{claim.owner}"]
+    monkeypatch.setattr(_owner.Ownership, "_rivals", rivals)
+    with _owner.Ownership(study, shared=False) as claim:
+        assert study.user_attrs[f"owner:{claim.name}"]
     assert len(looks) == 2
-    assert study.user_attrs[f"owner:{claim.owner}"] is None
+    assert study.user_attrs[f"owner:{claim.name}"] is None
 
 
 def test_an_interrupted_sweep_tells_how_to_go_on(sweep, caplog):
@@ -585,7 +621,7 @@ def test_a_job_that_cannot_be_started_fails_alone(sweep):
         def start(self, number, overrides):
             if number == 1:
                 raise HydraException("cannot compose")
-            super().start(number, overrides)
+            return super().start(number, overrides)
 
     study = sweep.run(square, launcher=Picky, n_trials=3)
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
@@ -685,12 +721,20 @@ def test_a_trial_that_does_not_stop_is_killed(sweep):
     assert ("stop", 0) in sweep.launcher.log
 
 
-def test_what_another_study_left_in_the_folder_is_no_order(sweep):
-    (sweep.dir / "0").mkdir(parents=True)
-    (sweep.dir / "0" / "stop").write_text("old")
-    progress(sweep.dir / "0", 7, gain=math.nan)
-    study = sweep.run(climbing(1.0), n_trials=1, **TWO)
-    assert states(study) == ["COMPLETE"]
+def test_a_sweeps_folder_may_be_moved_and_no_other_study_writes_into_it(sweep):
+    """The study in the folder goes on, whatever the folder is called now."""
+    sweep.run(square, n_trials=2)
+    moved = sweep.dir.rename(sweep.folder / "moved")
+    there = [*BASE, f"hydra.sweep.dir={moved}"]
+    assert len(sweep.run(square, there, n_trials=3).trials) == 3
+    assert sorted(path.name for path in moved.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    before = (moved / "trials.csv").read_bytes()
+    assert len(before.splitlines()) == 4
+    elsewhere = f"sqlite:///{sweep.folder}/other.db"
+    for options in ({"study_name": "other"}, {"storage": elsewhere, "study_name": "sweep"}):
+        with pytest.raises(ValueError, match="moved holds the trials of the study 'sweep'"):
+            sweep.run(square, there, **options)
+    assert (moved / "trials.csv").read_bytes() == before
 
 
 def test_half_a_line_is_read_when_it_is_whole(sweep, caplog):
@@ -796,6 +840,31 @@ def test_under_hydra_killed_and_resumed(sweep, program):
     assert [trial.number for trial in study.trials] == list(range(len(study.trials)))
     assert all(trial.value == trial.params["x"] ** 2 for trial in done)
     assert all((sweep.dir / str(trial.number)).is_dir() for trial in done)
+
+
+def test_a_grid_that_was_killed_is_finished_by_its_command_without_repeating_a_run(sweep, program):
+    arguments = [
+        "x=1,2,3",
+        "y=0.2,0.21",
+        "hydra.sweeper.sampler=grid",
+        "hydra.sweeper.n_trials=null",
+    ]
+    first = program(*arguments)
+    deadline = time.monotonic() + 60
+    while not (sweep.dir / "3").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    before = [t for t in sweep.study().trials if t.state is TrialState.COMPLETE]
+    out = program(*arguments).communicate()[0]
+    done = [t for t in sweep.study().trials if t.state is TrialState.COMPLETE]
+    assert len(before) >= 2, out
+    assert sorted((t.params["x"], t.params["y"]) for t in done) == [
+        (x, y) for x in (1, 2, 3) for y in (0.2, 0.21)
+    ]
+    assert {t.number: t.datetime_complete for t in before}.items() <= {
+        t.number: t.datetime_complete for t in done
+    }.items()
 
 
 def test_a_request_to_terminate_is_an_interrupt(sweep, program):

@@ -8,11 +8,11 @@ import time
 import optuna
 import pytest
 from hydra.utils import instantiate
+from optuna.distributions import CategoricalDistribution as Choice
 from optuna.distributions import FloatDistribution as Float
-from optuna.distributions import IntDistribution as Int
 from optuna.trial import TrialState
 
-from hydra_plugins.prismatic_optuna import _owner, _samplers, _study
+from hydra_plugins.prismatic_optuna import _owner, _study
 
 from .toys import Sweep
 
@@ -122,7 +122,7 @@ def test_the_oldest_living_sweep_tidies_up(sweep, shared, load):
     sweep.run(lambda params, folder: 1.0, n_trials=1, **shared)
     study = load()
     lost = ask(study, neighbour("0"))
-    with _owner.Claim(study, shared=True) as claim:
+    with _owner.Ownership(study, shared=True) as claim:
         for since, leads in ((0, False), (time.time() + 9, True)):
             study.set_user_attr(f"owner:{neighbour()}", {"since": since, "beat": time.time()})
             assert claim.leads() == leads
@@ -130,12 +130,20 @@ def test_the_oldest_living_sweep_tidies_up(sweep, shared, load):
             assert (study.trials[lost.number].state is TrialState.FAIL) == leads
 
 
-def test_a_grid_is_shared_out(load, shared):
-    space = {"x": Int(0, 1), "y": Int(0, 1)}
-    study = optuna.create_study(study_name="s", storage=instantiate(shared["storage"]))
-    study.sampler = _samplers.Grid(space)
-    first = study.ask()  # which has no parameters yet, as other sweeps see it
-    second, third = study.ask(space), study.ask(space)
-    chosen = [(first.suggest_int("x", 0, 1), first.suggest_int("y", 0, 1))]
-    chosen += [(trial.params["x"], trial.params["y"]) for trial in (second, third)]
-    assert len(set(chosen)) == 3
+def test_of_two_that_take_the_last_point_of_a_grid_one_takes_none(sweep, shared, load, monkeypatch):
+    """Points wait in the study's queue, from which each is taken once."""
+    ask_alone = optuna.Study.ask
+
+    def after_another(study, *arguments):
+        monkeypatch.setattr(optuna.Study, "ask", ask_alone)
+        other = load()
+        other.ask({"x": Choice((1, 2)), "y": Choice((3,))}).set_user_attr("owner", neighbour())
+        other.tell(other.trials[0].number, 1.0)
+        return study.ask(*arguments)
+
+    monkeypatch.setattr(optuna.Study, "ask", after_another)
+    options = {"sampler": "grid", "n_trials": None, **shared}
+    sweep.run(lambda params, folder: 1.0, ["x=1,2", "y=choice(3)"], **options)
+    done = [trial for trial in load().trials if trial.state is TrialState.COMPLETE]
+    assert [trial.params["x"] for trial in done] == [1, 2]
+    assert [number for what, number in sweep.launcher.log if what == "start"] == [1]

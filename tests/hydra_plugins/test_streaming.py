@@ -47,7 +47,7 @@ def test_a_job_that_cannot_start_has_failed_and_holds_no_slot(tmp_path):
         def start(self, number, overrides):
             if number in (0, 2):
                 raise OSError("no such group")
-            super().start(number, overrides)
+            return super().start(number, overrides)
 
     found = results(Choosy(wait, tmp_path), jobs(5))
     assert [str(found[n]) for n in (0, 2)] == ["no such group"] * 2
@@ -65,7 +65,7 @@ def test_more_may_come_while_a_job_runs(tmp_path):
 
 
 def test_a_launcher_of_batches_takes_part(tmp_path):
-    launcher = stream(Batched(lambda params, folder: params["x"], tmp_path), 2)
+    launcher = stream(Batched(lambda params, folder: params["x"], tmp_path), 2, lambda *a: tmp_path)
     assert isinstance(launcher, BatchLauncher)
     assert results(launcher, jobs(5)) == {n: n for n in range(5)}
     assert launcher.launcher.batches == [[0, 1], [2, 3], [4]]

@@ -84,11 +84,14 @@ class Stepwise:
         self.overrides: dict[int, list[str]] = {}
         self.most = 0
 
-    def start(self, number: int, overrides: Sequence[str]) -> None:
+    def start(self, number: int, overrides: Sequence[str]) -> Path:
         self.log.append(("start", number))
         self.overrides[number] = list(overrides)
-        self.going[number] = self._run(parsed(overrides), self.folder / str(number))
+        folder = self.folder / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.going[number] = self._run(parsed(overrides), folder)
         self.most = max(self.most, len(self.going))
+        return folder
 
     def _run(self, params: dict[str, Any], folder: Path) -> Generator[None, None, JobReturn]:
         try:
@@ -158,9 +161,13 @@ class Sweep:
         Returns the study in the sweep's folder, None where it is kept elsewhere.
         """
         sweeper = self.sweeper(arguments, {"n_jobs": None, **options})
-        self.launcher = sweeper.launcher = launcher(job, self.dir)
-        sweeper.sweep(list(arguments))
-        return None if "storage" in options else self.study(options.get("study_name", "sweep"))
+        folder = Path(sweeper.config.hydra.sweep.dir)
+        self.launcher = sweeper.launcher = launcher(job, folder)
+        sweeper.sweep(OmegaConf.to_container(sweeper.config.hydra.overrides.task))
+        if "storage" in options:
+            return None
+        [name] = optuna.get_all_study_names(self.storage(folder))
+        return optuna.load_study(study_name=name, storage=self.storage(folder))
 
     def sweeper(self, arguments: Sequence[str], options: dict[str, Any]) -> OptunaSweeper:
         """The plugin as Hydra makes it, with Hydra's own launcher."""
@@ -185,8 +192,8 @@ class Sweep:
         with (self.dir / "trials.csv").open() as file:
             return list(csv.DictReader(file))
 
-    def storage(self) -> JournalStorage:
-        backend = JournalFileBackend(str(self.dir / "study.journal"))
+    def storage(self, folder: Path | None = None) -> JournalStorage:
+        backend = JournalFileBackend(str((folder or self.dir) / "study.journal"))
         return JournalStorage(backend)
 
     def study(self, name: str = "sweep") -> optuna.Study:

@@ -165,10 +165,15 @@ class LocalLauncher(Launcher):
         """The OpenMP threads of each process of a trial; None leaves it to the environment."""
         return _slots.omp_threads(self.n_jobs, self.threads)
 
-    def start(self, number: int, overrides: Sequence[str]) -> None:
-        """Start a trial in a free slot; inline: run it. Raises if Hydra cannot compose it."""
+    def start(self, number: int, overrides: Sequence[str]) -> Path:
+        """Start a trial in a free slot; inline: run it. Raises if Hydra cannot compose it.
+
+        Returns the trial's folder.
+        """
         assert len(self._trials.running) < self.n_jobs, "no slot is free"
-        self._trials.start(number, self.composed(number, overrides), overrides)
+        config = self.composed(number, overrides)
+        self._trials.start(number, config, overrides)
+        return Path(config.hydra.run.dir)
 
     def finished(self, timeout: float | None = None) -> list[tuple[int, JobReturn]]:
         """Trials that ended since the last call: waits for one, or `timeout` seconds (None: ever).

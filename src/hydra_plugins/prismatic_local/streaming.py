@@ -6,6 +6,7 @@ launcher that only knows batches, as most of Hydra's do, takes part by `stream`.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -21,14 +22,15 @@ EndedJobs = list[tuple[int, JobReturn]]
 class StreamingLauncher(Protocol):
     """A launcher whose slots are filled one by one.
 
-    `finished` waits up to `timeout` seconds (None: without end) for jobs to end, and returns all
-    that did, those after `stop` included. A job whose process died has an exception with the
-    attribute `lost` true. `close` ends whatever still runs, and may come twice.
+    `start` returns the folder in which the job runs, `hydra.sweep.dir`/`hydra.sweep.subdir` of its
+    own configuration. `finished` waits up to `timeout` seconds (None: without end) for jobs to end,
+    and returns all that did, those after `stop` included. A job whose process died has an exception
+    with the attribute `lost` true. `close` ends whatever still runs, and may come twice.
     """
 
     n_jobs: int
 
-    def start(self, number: int, overrides: Sequence[str]) -> None: ...
+    def start(self, number: int, overrides: Sequence[str]) -> Path: ...
 
     def finished(self, timeout: float | None = None) -> EndedJobs: ...
 
@@ -40,25 +42,31 @@ class StreamingLauncher(Protocol):
 def run_jobs(
     launcher: StreamingLauncher,
     next_job: Callable[[], NumberedJob | None],
+    *,
     slots: int | None = None,
+    started: Callable[[int, Path], None] | None = None,
 ) -> Iterator[EndedJobs]:
     """Run jobs until none is left; yields those that ended, an empty list after a second without.
 
     `next_job` is asked whenever a slot is free, of which there are `slots` (None: the launcher's
-    own number). When it returns None nothing starts for now, and if no job runs, all is done. A job
-    that cannot be started has failed. On an error or an interrupt the caller closes the launcher.
+    own number). When it returns None nothing starts for now, and if no job runs, all is done.
+    `started` hears of each job's number and folder. A job that cannot be started has failed. On an
+    error or an interrupt the caller closes the launcher.
     """
     slots = slots or launcher.n_jobs
     running: set[int] = set()
     while True:
         failed: EndedJobs = []
-        while len(running) < slots and not failed and (job := next_job()) is not None:
+        while len(running) < slots and (job := next_job()) is not None:
             number, overrides = job
             try:
-                launcher.start(number, overrides)
+                folder = launcher.start(number, overrides)
                 running.add(number)
             except Exception as error:
                 failed.append((number, JobReturn(status=JobStatus.FAILED, _return_value=error)))
+                break
+            if started is not None:
+                started(number, folder)
         if not failed and not running:
             return
         ended = failed or launcher.finished(POLL_SECONDS)
@@ -69,12 +77,16 @@ def run_jobs(
 class BatchLauncher:
     """Any launcher of Hydra as a streaming one: what was started runs in the next `finished`."""
 
-    def __init__(self, launcher: Launcher, n_jobs: int) -> None:
-        self.launcher, self.n_jobs = launcher, n_jobs
+    def __init__(
+        self, launcher: Launcher, n_jobs: int, folder_of: Callable[[int, Sequence[str]], Path]
+    ) -> None:
+        self.launcher, self.n_jobs, self.folder_of = launcher, n_jobs, folder_of
         self._waiting: list[tuple[int, list[str]]] = []
 
-    def start(self, number: int, overrides: Sequence[str]) -> None:
+    def start(self, number: int, overrides: Sequence[str]) -> Path:
+        folder = self.folder_of(number, overrides)
         self._waiting.append((number, list(overrides)))
+        return folder
 
     def finished(self, timeout: float | None = None) -> EndedJobs:
         """Run one batch to its end; with a timeout of 0, nothing."""
@@ -95,9 +107,11 @@ class BatchLauncher:
         self._waiting.clear()
 
 
-def stream(launcher: Any, n_jobs: int | None) -> StreamingLauncher:
+def stream(
+    launcher: Any, n_jobs: int | None, folder_of: Callable[[int, Sequence[str]], Path]
+) -> StreamingLauncher:
     """The launcher itself if it streams, else in batches of `n_jobs`; below 1 is one per core."""
     if isinstance(launcher, StreamingLauncher):
         return launcher
     n_jobs = 1 if n_jobs is None else n_jobs
-    return BatchLauncher(launcher, n_jobs if n_jobs >= 1 else os.cpu_count() or 1)
+    return BatchLauncher(launcher, n_jobs if n_jobs >= 1 else os.cpu_count() or 1, folder_of)

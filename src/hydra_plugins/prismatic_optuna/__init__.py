@@ -1,7 +1,7 @@
 """A Hydra sweeper on Optuna 5: `hydra/sweeper: prismatic_optuna`, with upstream's key names.
 
-Two modules are public: `sweeper` (the plugin and its options) and `callback` (what may listen to
-a sweep); listeners may also use `_reading` (how a study is read). The private ones are loaded when
-a sweep begins; in the order of reading: `_space`, `_samplers`, `_storage`, `_owner`, `_study`,
-`_launchers`, `_results`, `_pruning`, `_report`, `_loop`, `_search`.
+Hydra imports the modules without an underscore at every start, so they leave Optuna alone until a
+sweep begins. In the order of reading: `options` (the keys of `hydra.sweeper`), `sweeper` (the
+plugin), `callback` (what may listen to a sweep), `study` (how a study is read); then `_space`,
+`_storage`, `_owner`, `_study` (how it is kept), `_pruning`, `_results`, `_search` (the loop).
 """

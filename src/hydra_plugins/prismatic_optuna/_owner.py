@@ -57,7 +57,7 @@ def lives(owner: str, study: Study) -> bool:
     return time.time() - claim["beat"] < SILENCE_SECONDS
 
 
-class Claim(AbstractContextManager["Claim"]):
+class Ownership(AbstractContextManager["Ownership"]):
     """This process works on the study; alone, unless `shared`.
 
     Raises HydraException while another living sweep works on it. Beats from a thread, since a
@@ -65,11 +65,11 @@ class Claim(AbstractContextManager["Claim"]):
     """
 
     def __init__(self, study: Study, shared: bool) -> None:
-        self.study, self.shared, self.owner = study, shared, identity()
+        self.study, self.shared, self.name = study, shared, identity()
         self.since, self._over = 0.0, Event()
         self._thread = Thread(target=self._keep_beating, daemon=True, name="study owner")
 
-    def __enter__(self) -> "Claim":
+    def __enter__(self) -> "Ownership":
         for _ in range(5):
             self.since = time.time()
             self._beat()  # first claim, then look: of two at once, at least one sees the other
@@ -97,20 +97,20 @@ class Claim(AbstractContextManager["Claim"]):
 
     def leads(self) -> bool:
         """Is this the oldest living sweep on the study? It alone does what shall be done once."""
-        return all((self.since, self.owner) < (since, name) for name, since in self._rivals())
+        return all((self.since, self.name) < (since, name) for name, since in self._rivals())
 
     def _rivals(self) -> list[tuple[str, float]]:
         attrs = self.study.user_attrs
         claims = {k.removeprefix(KEY): v for k, v in attrs.items() if k.startswith(KEY) and v}
-        claims.pop(self.owner, None)
+        claims.pop(self.name, None)
         return [(name, c["since"]) for name, c in claims.items() if lives(name, self.study)]
 
     def _beat(self) -> None:
         claim = {"since": self.since, "beat": time.time()}
-        self.study.set_user_attr(KEY + self.owner, claim)
+        self.study.set_user_attr(KEY + self.name, claim)
 
     def _release(self) -> None:
-        self.study.set_user_attr(KEY + self.owner, None)
+        self.study.set_user_attr(KEY + self.name, None)
 
     def _keep_beating(self) -> None:
         while not self._over.wait(BEAT_SECONDS):

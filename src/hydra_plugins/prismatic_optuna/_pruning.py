@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
+
+from .study import PROGRESS, is_feasible
 
 log = logging.getLogger(__name__)
 
 PRUNERS: dict[str, type[BasePruner]] = {"median": MedianPruner, "hyperband": HyperbandPruner}
-KEY = "progress:"
 ALARM = "alarm/"
 
 
@@ -65,7 +66,7 @@ def storable(values: Mapping[str, float]) -> dict[str, float | str]:
     return {name: v if math.isfinite(v) else str(v) for name, v in values.items()}
 
 
-class Rule(Protocol):
+class PruningRule(Protocol):
     def __call__(self, trial: Trial, step: int, values: Mapping[str, float]) -> str | None:
         """The reason to prune the trial after this step, or None."""
 
@@ -125,11 +126,11 @@ class Dominated:
         if own is None or step < self.warmup:
             return None
         others = [t for t in self.study.get_trials(deepcopy=False) if t.number != trial.number]
-        ends = [t for t in others if t.state is TrialState.COMPLETE and feasible(t)]
+        ends = [t for t in others if t.state is TrialState.COMPLETE and is_feasible(t)]
         if not any(_dominates(self.signs * t.values, own) for t in ends):
             return None
         going = [t for t in others if t.state is TrialState.RUNNING]
-        at_step = [self._vector(t.user_attrs.get(f"{KEY}{step}")) for t in [*ends, *going]]
+        at_step = [self._vector(t.user_attrs.get(f"{PROGRESS}{step}")) for t in [*ends, *going]]
         peers = [vector for vector in at_step if vector is not None]
         worse = sum(_dominates(peer, own) for peer in peers)
         if len(peers) < self.startup or worse <= self.share * len(peers):
@@ -140,10 +141,6 @@ class Dominated:
         if not values or not all(name in values for name in self.objectives):
             return None
         return self.signs * [float(values[name]) for name in self.objectives]
-
-
-def feasible(trial: FrozenTrial) -> bool:
-    return all(distance <= 0 for distance in trial.constraints.values())
 
 
 def _dominates(first: np.ndarray, second: np.ndarray) -> bool:
@@ -175,7 +172,7 @@ def pruner_of(pruning: Any, objectives: Sequence[str], count: int) -> BasePruner
         raise ValueError(f"pruning={name}: {error}") from None
 
 
-def rule_of(pruning: Any, study: Study, objectives: Sequence[str]) -> Rule:
+def rule_of(pruning: Any, study: Study, objectives: Sequence[str]) -> PruningRule:
     name, options = split(pruning)
     if name is None:
         return no_rule

@@ -27,7 +27,7 @@ class Outcome:
 
 
 def evaluate(
-    job: JobReturn, objectives: Sequence[str], constraints: Mapping[str, float], count: int
+    job: JobReturn, objectives: Sequence[str], constraints: Mapping[str, float], *, count: int
 ) -> Outcome:
     """Read a job's return: a number, `count` numbers, or a mapping with the objectives' names."""
     if job.status is not JobStatus.COMPLETED:

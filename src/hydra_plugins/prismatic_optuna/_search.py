@@ -1,41 +1,96 @@
-"""A sweep put together: options looked at, study opened and claimed, then the loop."""
+"""A sweep: the study is opened and claimed; then trials are asked, started, watched and told."""
 
-from collections.abc import Mapping
+import logging
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from secrets import randbits
+from types import FrameType
 from typing import Any
 
 import optuna
+import yaml
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.exceptions import StorageInternalError
-from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from optuna.study import Study
+from optuna.trial import Trial, TrialState
 
-from . import _pruning, _samplers, _study
-from ._launchers import Folders, adapt
-from ._loop import Search
-from ._owner import Claim
+from hydra_plugins.prismatic_local.streaming import (
+    BatchLauncher,
+    NumberedJob,
+    StreamingLauncher,
+    run_jobs,
+    stream,
+)
+
+from . import _pruning, _results, _study
+from ._owner import Ownership
+from ._samplers import build_sampler
 from ._space import Space
 from ._storage import open_storage
 from .callback import Callback
-from .sweeper import Options
+from .options import SweeperOptions
+from .study import (
+    CONFIG,
+    PROGRESS,
+    RESULTS,
+    closing,
+    count_trials,
+    describe,
+    is_finished,
+    objectives,
+    replace,
+    short_reason,
+    write_results,
+)
+
+log = logging.getLogger(__name__)
+
+RECOVER_SECONDS = 60.0
+FEW = 10  # trials before a rate of failures means something
+INTERRUPTED = 130  # a shell's exit status after Ctrl-C
 
 
-def search(options: Options, space: Space, config: DictConfig, launcher: Any) -> None:
-    """Bring the study to `n_trials` finished trials; see `Options` for the rest."""
+def search(
+    options: SweeperOptions,
+    space: Space,
+    config: DictConfig,
+    *,
+    loader: ConfigLoader,
+    launcher: Any,
+) -> None:
+    """Bring the study to its total of finished trials; see `SweeperOptions` for the rest."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    jobs = adapt(launcher, options.n_jobs)
+    folder_of = partial(job_folder, loader, config)
+    jobs = stream(launcher, options.n_jobs, folder_of)
     try:
-        folders = Folders(config)
-        callbacks = build_callbacks(options.callbacks)
-        for params in options.enqueue:
-            space.check(params)
-        study = open_study(options, space, folders.root)
-        with Claim(study, options.shared) as claim:
-            prepare(study, options, space, claim)
-            Search(options, space, study, claim, jobs, folders, callbacks).run(config)
+        example = space.examples()[0]
+        if folder_of(0, example) == folder_of(1, example):
+            raise ValueError(
+                f"hydra.sweep.subdir={config.hydra.sweep.subdir} is the same for all trials: "
+                "it must contain ${hydra.job.num}"
+            )
+        nodes = options.callbacks or []
+        listed = nodes.values() if isinstance(nodes, Mapping) else nodes
+        callbacks: list[Callback] = [instantiate(node) for node in listed]
+        sweep_dir = Path(config.hydra.sweep.dir)
+        study = open_study(options, space, sweep_dir)
+        OmegaConf.save(config, sweep_dir / CONFIG)
+        with Ownership(study, options.shared) as owner:
+            Search(options, space, study, owner, launcher=jobs, callbacks=callbacks).run(config)
     except StorageInternalError as error:
         reason, *_ = str(error.__cause__).splitlines()
         raise HydraException(
@@ -45,27 +100,24 @@ def search(options: Options, space: Space, config: DictConfig, launcher: Any) ->
         jobs.close()
 
 
-def prepare(study: Study, options: Options, space: Space, claim: Claim) -> None:
-    """What an earlier sweep left is put in order, the sampler chosen, baselines queued."""
-    _study.recover(study, claim, options.max_retries)
-    # Sweeps that share a study must not all ask for the same trials.
-    stream = randbits(31) if options.shared else len(study.get_trials(deepcopy=False))
-    study.sampler = build_sampler(options, space, stream)
-    _study.warn_of_other_overrides(study, space.fixed)
-    if claim.leads():
-        _study.enqueue(study, options.enqueue)
+def job_folder(
+    loader: ConfigLoader, config: DictConfig, number: int, overrides: Sequence[str]
+) -> Path:
+    """Where a job will live, by its own configuration: `hydra.sweep.dir`/`hydra.sweep.subdir`."""
+    job = loader.load_sweep_config(config, list(overrides)).hydra
+    with read_write(job), open_dict(job):
+        job.job.num, job.job.id = number, str(number)
+    return Path(config.hydra.sweep.dir) / str(job.sweep.subdir)
 
 
-def build_callbacks(nodes: Any) -> list[Callback]:
-    return [instantiate(n) for n in (nodes.values() if isinstance(nodes, Mapping) else nodes or ())]
-
-
-def open_study(options: Options, space: Space, sweep_dir: Path) -> Study:
+def open_study(options: SweeperOptions, space: Space, sweep_dir: Path) -> Study:
     """Open the study, after a look at what needs no storage to be found wrong."""
     pruner = _pruning.pruner_of(options.pruning, options.objectives, len(options.direction))
     if options.sampler == "cmaes" and len(options.direction) > 1:
         raise ValueError("sampler=cmaes knows one objective: give tpe, gp, nsgaii or nsgaiii")
-    build_sampler(options, space, 0)  # tried before the storage is touched
+    build_sampler(options.sampler, options.sampler_options, options.seed)
+    for params in options.enqueue:
+        space.check(params)
     question = {
         "params": space.described(),
         "objectives": options.objectives,
@@ -73,10 +125,296 @@ def open_study(options: Options, space: Space, sweep_dir: Path) -> Study:
         "constraints": options.constraints,
     }
     storage = open_storage(options.storage, sweep_dir)
-    return _study.open_study(storage, options.study_name or sweep_dir.name, question, pruner)
+    name = name_study(options, storage, sweep_dir)
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    return _study.open_study(storage, name, question, pruner)
 
 
-def build_sampler(options: Options, space: Space, stream: int) -> BaseSampler:
-    return _samplers.build(
-        options.sampler, options.sampler_options, options.seed, space.params, stream
-    )
+def name_study(options: SweeperOptions, storage: BaseStorage, sweep_dir: Path) -> str:
+    """The name that is given, or that of the study in the folder, which may have been moved.
+
+    Raises ValueError for a folder that holds the trials of another study.
+    """
+    path = sweep_dir / RESULTS
+    kept = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = optuna.get_all_study_names(storage)
+    alone = options.storage is None  # then the storage lies in the folder, and has one study
+    own = kept.get("study_name") or (known[0] if alone and known else None)
+    name = options.study_name or own or sweep_dir.name
+    has_trials = any(kept.get("trials", {}).values()) or (alone and bool(known))
+    if has_trials and (name != own or name not in known):
+        raise ValueError(
+            f"{sweep_dir} holds the trials of the study {own!r}"
+            + ("" if name != own else ", which is not in this storage")
+            + f": give the study {name!r} a folder of its own by hydra.sweep.dir=..., or move or "
+            "delete that one"
+        )
+    return name
+
+
+@contextmanager
+def terminable() -> Iterator[list[int]]:
+    """A request to terminate, as from a batch system, interrupts as Ctrl-C does.
+
+    Gives the signals that came: a library that one met in the middle may raise something else.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, interrupt) for number in signals]
+    try:
+        yield came
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+@dataclass
+class RunningTrial:
+    """A trial whose job was handed to the launcher; `pruned`: why it was asked to stop."""
+
+    trial: Trial
+    progress: _pruning.Progress | None = None  # once it has a folder
+    pruned: str | None = None
+    deadline: float = float("inf")
+
+
+class Search:
+    """One sweep on an open study, which this process has claimed."""
+
+    def __init__(
+        self,
+        options: SweeperOptions,
+        space: Space,
+        study: Study,
+        owner: Ownership,
+        *,
+        launcher: StreamingLauncher,
+        callbacks: list[Callback],
+    ) -> None:
+        self.options, self.space, self.study, self.owner = options, space, study, owner
+        self.launcher, self.callbacks = launcher, callbacks
+        self.rule = _pruning.rule_of(options.pruning, study, options.objectives)
+        self.is_grid = options.sampler == "grid"
+        size = space.size if self.is_grid else None
+        self.total = min(options.n_trials or size or 0, size or options.n_trials or 0)
+        self.running: dict[int, RunningTrial] = {}
+        self.reasons: list[str] = []
+        self.ended, self.recovered = 0, time.monotonic()
+        self.writing, self.written = 0.0, float("-inf")
+
+    def run(self, config: DictConfig) -> None:
+        """Run to the total. However it ends, trials are told and results are written."""
+        self.folder = Path(config.hydra.sweep.dir)
+        self.prepare()
+        self.write()
+        for callback in self.callbacks:
+            callback.on_sweep_start(self.study, config, self.folder)
+        done = count_trials(self.study)["finished"]
+        if done:
+            log.info("%s: %d of %d trials are finished", self.study.study_name, done, self.total)
+        if done >= self.total:
+            log.info("nothing is left to do; to run it anew, move or delete %s", self.folder)
+        if self.options.pruning and isinstance(self.launcher, BatchLauncher):
+            log.warning("pruning=%s needs a launcher that streams", self.options.pruning)
+        came: list[int] = []
+        try:
+            with terminable() as came:
+                for ended in run_jobs(
+                    self.launcher, self.next_job, slots=self.slots, started=self.watch
+                ):
+                    for number, job in ended:
+                        if number in self.running:
+                            self.end(number, job)
+                    self.check_failures()
+                    self.poll()
+        except BaseException as error:
+            if came or isinstance(error, KeyboardInterrupt):
+                self.abort("interrupted")
+                raise SystemExit(INTERRUPTED) from None
+            self.abort(f"the sweep ended: {type(error).__name__}")
+            raise
+        finally:
+            self.write()
+            self.notify("on_sweep_end", self.study)
+            log.info(closing(self.study))
+
+    def prepare(self) -> None:
+        """What an earlier sweep left is put in order, the sampler chosen, given points queued."""
+        options, study = self.options, self.study
+        study.set_user_attr("total", self.total)
+        self.recover()
+        # Sweeps that share a study must not all ask for the same trials.
+        stream = randbits(31) if options.shared else len(study.get_trials(deepcopy=False))
+        study.sampler = build_sampler(
+            options.sampler, options.sampler_options, options.seed, stream=stream
+        )
+        _study.warn_of_other_overrides(study, self.space.fixed)
+        points = list(islice(self.space.points(), self.total)) if self.is_grid else options.enqueue
+        while not self.owner.leads() and study.user_attrs.get("queued", 0) < len(points):
+            time.sleep(random.uniform(0, 1))  # until the oldest sweep has done it
+        if self.owner.leads():
+            _study.enqueue(study, points)
+            study.set_user_attr("queued", len(points))
+
+    @property
+    def slots(self) -> int:
+        """How many trials run at once."""
+        own, wanted = self.launcher.n_jobs, self.options.n_jobs
+        return own if wanted is None or wanted < 1 else min(wanted, own)
+
+    def missing(self) -> int:
+        """How many trials are neither finished nor running; below 0 there are too many."""
+        found = count_trials(self.study)
+        busy = found["running"] if self.options.shared else len(self.running)
+        return self.total - found["finished"] - busy
+
+    def next_job(self) -> NumberedJob | None:
+        """Ask for a trial as long as some are missing."""
+        if not self.running and self.missing() <= 0:
+            self.recover()  # what other sweeps left running in the meantime
+        while self.missing() > 0:
+            trial = self.study.ask(self.space.params)
+            trial.set_user_attr("owner", self.owner.name)
+            queued = "fixed_params" in _study.stored(self.study, trial.number).system_attrs
+            if (self.is_grid and not queued) or self.missing() < 0:
+                _study.give_back(self.study, trial.number, self.options.max_retries)
+                time.sleep(random.uniform(0, 1))
+                continue
+            self.running[trial.number] = RunningTrial(trial)
+            overrides = self.space.overrides(trial.params)
+            self.notify("on_trial_start", trial, overrides)
+            return trial.number, overrides
+        return None
+
+    def watch(self, number: int, folder: Path) -> None:
+        """A trial's job has started in this folder."""
+        running = self.running[number]
+        running.progress = _pruning.Progress(folder / "progress.jsonl")
+        running.trial.set_user_attr("folder", str(folder.relative_to(self.folder)))
+
+    def end(self, number: int, job: JobReturn) -> None:
+        """Tell what a job returned; of a trial that was asked to stop, only that."""
+        running = self.running.pop(number)
+        for step, values in running.progress.new() if running.progress else ():
+            self.keep(running.trial, step, values)
+        options, trial = self.options, running.trial
+        outcome = _results.evaluate(
+            job, options.objectives, options.constraints, count=len(options.direction)
+        )
+        if running.pruned:
+            trial.set_user_attr("reason", running.pruned)
+            self.study.tell(number, state=TrialState.PRUNED)
+        elif outcome.lost:
+            _study.lose(self.study, number, str(outcome.reason), options.max_retries)
+        else:
+            self.tell(trial, outcome)
+        self.after(number, job)
+
+    def tell(self, trial: Trial, outcome: _results.Outcome) -> None:
+        if outcome.metrics:
+            trial.set_user_attr("metrics", outcome.metrics)
+        for name, distance in outcome.constraints.items():
+            trial.set_constraint(name, distance)
+        if outcome.values is not None:
+            self.study.tell(trial, outcome.values)
+            return
+        trial.set_user_attr("reason", outcome.reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def after(self, number: int, job: JobReturn | None) -> None:
+        """Say, show and write what has just been told."""
+        trial = _study.stored(self.study, number)
+        if is_finished(trial):
+            self.ended += 1
+            if trial.state is TrialState.FAIL:
+                self.reasons.append(short_reason(trial))
+        log.info(describe(trial, objectives(self.study)))
+        self.notify("on_trial_end", self.study, trial, job)
+        # In a long study writing takes its time, and the next trial waits.
+        if time.monotonic() - self.written > 20 * self.writing:
+            self.write()
+
+    def check_failures(self) -> None:
+        """End a sweep whose trials fail: all that has finished is told by now."""
+        rate = self.options.max_failure_rate
+        enough = max(self.ended, min(FEW, self.total))
+        if len(self.reasons) <= rate * enough:
+            return
+        common = Counter(self.reasons).most_common(3)
+        raise HydraException(
+            f"{len(self.reasons)} of {self.ended} trials failed, more than "
+            f"hydra.sweeper.max_failure_rate={rate} allows:\n"
+            + "\n".join(f"  {count} x {reason}" for reason, count in common)
+            + f"\nlogs: {self.folder}/<trial>; the same command goes on with the study"
+        )
+
+    def poll(self) -> None:
+        """Read what running jobs report, prune, and kill those that do not stop when asked."""
+        for number, running in list(self.running.items()):
+            for step, values in running.progress.new() if running.progress else ():
+                self.judge(running, step, values)
+            if time.monotonic() > running.deadline:
+                running.deadline = float("inf")
+                log.warning("trial %d did not stop in time: it is killed", number)
+                self.launcher.stop(number)
+        if self.options.shared and time.monotonic() - self.recovered > RECOVER_SECONDS:
+            self.recover()
+        self.notify("on_poll", self.study)
+
+    def recover(self) -> None:
+        """Queue again what sweeps that died have left running."""
+        self.recovered = time.monotonic()
+        _study.recover(self.study, self.owner, self.options.max_retries)
+
+    def judge(self, running: RunningTrial, step: int, values: Mapping[str, float]) -> None:
+        """Keep what a trial reports, and ask it to stop where a rule says so."""
+        self.keep(running.trial, step, values)
+        if running.pruned or running.progress is None:
+            return
+        reason = _pruning.guard(values) or self.rule(running.trial, step, values)
+        if reason:
+            running.pruned = reason
+            running.deadline = time.monotonic() + self.options.grace_seconds
+            replace(running.progress.path.with_name("stop"), reason)
+
+    def keep(self, trial: Trial, step: int, values: Mapping[str, float]) -> None:
+        trial.set_user_attr(f"{PROGRESS}{step}", _pruning.storable(values))
+
+    def abort(self, reason: str) -> None:
+        """Take in what has finished, stop the rest; what is lost here is asked again."""
+        with suppress(Exception):  # it may be the launcher that failed
+            for number, job in self.launcher.finished(0):
+                if number in self.running:
+                    self.end(number, job)
+        for number in self.running:
+            self.launcher.stop(number)
+        self.launcher.close()
+        for number in list(self.running):
+            del self.running[number]
+            _study.lose(self.study, number, reason, self.options.max_retries, blame=False)
+            self.after(number, None)
+
+    def write(self) -> None:
+        """Bring the result files up to date."""
+        begun = time.monotonic()
+        try:
+            write_results(self.study, self.folder)
+        except OSError as error:
+            log.warning("the results could not be written: %s", error)
+        self.written = time.monotonic()
+        self.writing = self.written - begun
+
+    def notify(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            try:
+                getattr(callback, event)(*arguments)
+            except Exception:
+                log.exception("%s of %s failed", event, type(callback).__name__)

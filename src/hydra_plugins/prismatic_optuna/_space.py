@@ -4,17 +4,22 @@ The grammar is Hydra's, with the meaning that upstream's Optuna sweeper gives it
 
     lr=interval(0.01, 1)              floats, both ends included
     lr=tag(log, interval(1e-4, 1))    on a logarithmic scale
-    width=tag(int, interval(8, 64))   whole numbers
+    width=int(interval(8, 64))        whole numbers; also tag(int, ...), tag(log, int(...))
     views=range(2, 4)                 2, 3 and 4: unlike in Hydra's grids, the end is included
     dropout=range(0, 0.5, 0.1)        floats in steps
+    views=shuffle(range(2, 4))        a choice of what Hydra's grids have, here 2 and 3
     focal=choice(none, radial)        one of these; also none,radial and glob(*)
+
+For `sampler=grid` the values are those of Hydra's own grids: a range is without its end. They are
+tried in the order in which they stand, whatever `shuffle` says: a grid that goes on knows its runs.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import product
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -36,7 +41,7 @@ from optuna.distributions import (
 )
 
 FORMS = (
-    "interval(0.1, 1), tag(log, interval(1e-3, 1)), tag(int, interval(1, 8)), range(2, 4), "
+    "interval(0.1, 1), tag(log, interval(1e-3, 1)), int(interval(1, 8)), range(2, 4), "
     "choice(a, b), or a single value"
 )
 TAGS = {"log", "int"}
@@ -50,7 +55,14 @@ class Space:
     fixed: list[str]
 
     @classmethod
-    def parse(cls, params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoader):
+    def parse(
+        cls,
+        params: Mapping[str, Any],
+        arguments: Sequence[str],
+        *,
+        loader: ConfigLoader,
+        grid: bool = False,
+    ) -> "Space":
         """Read `params` of the configuration, then the command line, which wins."""
         lines = [f"{key}={_written(key, value)}" for key, value in params.items()]
         parser = OverridesParser.create(config_loader=loader)
@@ -67,7 +79,7 @@ class Space:
                 f"override such as optim.lr=interval(0.1, 1); forms: {FORMS}"
             )
         fixed = [str(o.input_line) for o in chosen.values() if not o.is_sweep_override()]
-        return cls({key: distribution(o) for key, o in varied.items()}, fixed)
+        return cls({key: distribution(o, grid) for key, o in varied.items()}, fixed)
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """The overrides of the job that tries `params`."""
@@ -82,6 +94,20 @@ class Space:
         count = max(map(len, columns.values()))
         rows = [{key: c[i % len(c)] for key, c in columns.items()} for i in range(count)]
         return [self.overrides(row) for row in rows]
+
+    @property
+    def size(self) -> int:
+        """How many combinations of choices there are."""
+        return math.prod(
+            len(d.choices) for d in self.params.values() if isinstance(d, CategoricalDistribution)
+        )
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Every combination of choices, the last one fastest, as in Hydra's own grids."""
+        columns = [
+            d.choices for d in self.params.values() if isinstance(d, CategoricalDistribution)
+        ]
+        return (dict(zip(self.params, point, strict=True)) for point in product(*columns))
 
     def described(self) -> dict[str, Any]:
         """The space as JSON knows it; equal for equal spaces."""
@@ -121,7 +147,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def distribution(override: Override) -> BaseDistribution:
+def distribution(override: Override, grid: bool = False) -> BaseDistribution:
     """Optuna's distribution of a sweep override; ValueError for bounds and tags without sense."""
     value = override.value()
     try:
@@ -129,11 +155,16 @@ def distribution(override: Override) -> BaseDistribution:
         if unknown:
             raise ValueError(f"unknown tag {', '.join(sorted(unknown))}; valid: log, int")
         if isinstance(value, IntervalSweep):
+            if grid:
+                raise ValueError(
+                    "sampler=grid needs values one by one: give choice(...) or "
+                    "range(start, stop, step), or another hydra.sweeper.sampler, such as tpe"
+                )
             return _interval(value)
-        if isinstance(value, RangeSweep):
+        if isinstance(value, RangeSweep) and not (grid or value.shuffle or value.step < 0):
             return _range(value)
-        if value.tags if isinstance(value, ChoiceSweep) else ():
-            raise ValueError("a choice takes no tag")
+        if getattr(value, "tags", ()):
+            raise ValueError("values that are listed take no tag")
         return CategoricalDistribution(_choices(override))
     except ValueError as error:
         raise ValueError(f"{override.input_line}: {error}") from None
@@ -142,11 +173,18 @@ def distribution(override: Override) -> BaseDistribution:
 def _choices(override: Override) -> list[Any]:
     """Numbers and null as they are, all else as the text of an override."""
     value = override.value()
-    values = value.list if isinstance(value, ChoiceSweep) else override.sweep_iterator()
+    values: Any = override.sweep_iterator()
+    if isinstance(value, ChoiceSweep):
+        values = value.list
+    elif isinstance(value, RangeSweep):
+        values = value.range()
     plain = bool | int | float
     choices = [x if x is None or isinstance(x, plain) else Transformer.str(x) for x in values]
     if not choices:
         raise ValueError("no choice is left")
+    for i, choice in enumerate(choices):
+        if choice in choices[:i]:
+            raise ValueError(f"{choice!r} is there twice (1 equals true): list each value once")
     return choices
 
 
@@ -154,7 +192,8 @@ def _interval(value: IntervalSweep) -> BaseDistribution:
     low, high = float(value.start or 0), float(value.end or 0)
     log = "log" in value.tags
     _check_bounds(low, high, log)
-    if "int" not in value.tags:
+    cast = isinstance(value.start, int) and isinstance(value.end, int)  # by int(interval(...))
+    if not cast and "int" not in value.tags:
         return FloatDistribution(low, high, log=log)
     if not (low.is_integer() and high.is_integer()):
         raise ValueError("the bounds of tag(int, ...) are whole numbers")

@@ -1,9 +1,4 @@
-"""The study between sweeps: the same question as before, lost trials, what counts as finished.
-
-Attributes of a trial, besides Optuna's: `owner` (who runs it), `reason` (of its end), `again`
-(lost, and not counted since its parameters are asked again), `retry_of` and `retries`,
-`enqueued`, `metrics`, `progress:<step>`.
-"""
+"""How a study is kept between sweeps: the same question as before, and what was lost, again."""
 
 import hashlib
 import json
@@ -20,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from ._owner import Claim, lives
+from ._owner import Ownership, lives
 
 log = logging.getLogger(__name__)
 
@@ -44,41 +39,27 @@ def open_study(
     )
     asked = json.loads(json.dumps(question))
     stored = study.user_attrs.get("question")
-    if stored is not None:
-        refuse_another_question(name, stored, asked)
-    elif study.get_trials(deepcopy=False):
-        raise ValueError(
-            f"the study {name!r} has trials of another program: give another "
-            "hydra.sweeper.study_name"
-        )
-    else:
-        keep_question(study, asked)
-    return study
-
-
-def refuse_another_question(name: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    differing = list(differences(stored, asked))
-    if differing:
+    if stored is None:
+        if study.get_trials(deepcopy=False):
+            raise ValueError(
+                f"the study {name!r} has trials of another program: give another "
+                "hydra.sweeper.study_name"
+            )
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        study.set_user_attr("question", asked)
+        study.set_user_attr("hash", digest)
+        if question["objectives"]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names(question["objectives"])
+    elif differing := list(differences(stored, asked)):
         raise ValueError(
             f"the study {name!r} asks another question than this command:\n  "
             + "\n  ".join(differing)
             + "\nTheir trials cannot be compared: give another hydra.sweeper.study_name (and a "
             "folder of its own), or the command that the study began with"
         )
-
-
-def keep_question(study: Study, question: Mapping[str, Any]) -> None:
-    study.set_user_attr("question", question)
-    study.set_user_attr("hash", digest(question))
-    if question["objectives"]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(question["objectives"])
-
-
-def digest(question: Mapping[str, Any]) -> str:
-    """Equal for equal questions."""
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+    return study
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
@@ -111,7 +92,8 @@ def warn_of_other_overrides(study: Study, fixed: Sequence[str]) -> None:
 
 
 def stored(study: Study, number: int) -> FrozenTrial:
-    return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
+    """A trial as the storage has it."""
+    return study.get_trials(deepcopy=False)[number]
 
 
 def set_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
@@ -119,12 +101,17 @@ def set_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
 
-def enqueue(study: Study, baselines: Iterable[Mapping[str, Any]]) -> None:
-    """Queue the baselines that the study has not queued before."""
-    known = [t.user_attrs.get("enqueued") for t in study.get_trials(deepcopy=False)]
-    for params in baselines:
-        if dict(params) not in known:
-            study.enqueue_trial(dict(params), user_attrs={"enqueued": dict(params)})
+def enqueue(study: Study, points: Iterable[Mapping[str, Any]]) -> None:
+    """Queue the points that the study has not queued before."""
+    # Compared as JSON, which tells 1 from true.
+    known = {
+        json.dumps(trial.user_attrs["enqueued"], sort_keys=True)
+        for trial in study.get_trials(deepcopy=False)
+        if "enqueued" in trial.user_attrs
+    }
+    for point in map(dict, points):
+        if json.dumps(point, sort_keys=True) not in known:
+            study.enqueue_trial(point, user_attrs={"enqueued": point})
 
 
 def lose(study: Study, number: int, reason: str, max_retries: int, blame: bool = True) -> None:
@@ -137,10 +124,19 @@ def lose(study: Study, number: int, reason: str, max_retries: int, blame: bool =
     retries = trial.user_attrs.get("retries", 0) + blame
     again = retries <= max_retries
     known = any(t.user_attrs.get("retry_of") == number for t in study.get_trials(deepcopy=False))
-    if again and trial.params and not known:
+    # A death between taking a trial from the queue and its first parameter leaves it without any.
+    params = trial.params or trial.system_attrs.get("fixed_params")
+    if again and params and not known:
         attrs = {"retry_of": number, "retries": retries}
-        study.enqueue_trial(dict(trial.params), user_attrs=attrs)
+        study.enqueue_trial(dict(params), user_attrs=attrs)
     fail(study, trial, reason, again)
+
+
+def fail(study: Study, trial: FrozenTrial, reason: str, again: bool) -> None:
+    """End a running trial; with `again` it does not count."""
+    set_attr(study, trial, "reason", reason)
+    set_attr(study, trial, "again", again)
+    study.tell(trial.number, state=TrialState.FAIL)
 
 
 def give_back(study: Study, number: int, max_retries: int) -> None:
@@ -153,42 +149,16 @@ def give_back(study: Study, number: int, max_retries: int) -> None:
         fail(study, trial, reason, again=True)
 
 
-def fail(study: Study, trial: FrozenTrial, reason: str, again: bool) -> None:
-    set_attr(study, trial, "reason", reason)
-    set_attr(study, trial, "again", again)
-    study.tell(trial.number, state=TrialState.FAIL)
-
-
-def recover(study: Study, claim: Claim, max_retries: int) -> None:
+def recover(study: Study, owner: Ownership, max_retries: int) -> None:
     """Lose the trials that dead sweeps left running; one sweep of a shared study sees to it."""
-    if not claim.leads():
+    if not owner.leads():
         return
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owner = trial.user_attrs.get("owner")
-        if owner == claim.owner or (owner and lives(owner, study)):
+        own = trial.user_attrs.get("owner")
+        if own == owner.name or (own and lives(own, study)):
             continue
         begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-        if owner is None and claim.shared and time.time() - begun < UNCLAIMED_SECONDS:
+        if own is None and owner.shared and time.time() - begun < UNCLAIMED_SECONDS:
             continue
-        log.info("trial %d was lost with its sweep %s", trial.number, owner or "")
-        lose(study, trial.number, f"lost: its sweep {owner or ''} died", max_retries, blame=False)
-
-
-def is_finished(trial: FrozenTrial) -> bool:
-    """Does the trial count towards `n_trials`?"""
-    return trial.state.is_finished() and not trial.user_attrs.get("again", False)
-
-
-def counts(study: Study) -> dict[str, int]:
-    """Trials by what became of them; complete, pruned and failed ones are finished."""
-    trials = study.get_trials(deepcopy=False)
-    names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
-    found = {name: 0 for name in [*names.values(), "lost", "waiting"]}
-    for trial in trials:
-        lost = trial.state.is_finished() and not is_finished(trial)
-        found["lost" if lost else names.get(trial.state.name, "waiting")] += 1
-    return found
-
-
-def finished(found: Mapping[str, int]) -> int:
-    return found["complete"] + found["pruned"] + found["failed"]
+        log.info("trial %d was lost with its sweep %s", trial.number, own or "")
+        lose(study, trial.number, f"lost: its sweep {own or ''} died", max_retries, blame=False)

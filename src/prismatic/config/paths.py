@@ -1,16 +1,20 @@
-"""Where things are, whatever the working directory, and whether a sweep runs this.
+"""Where things are, whatever the working directory; the name of a sweep, and whether one runs.
 
 A variable of the environment that is empty counts as unset.
 """
 
+import hashlib
+import json
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,6 +51,33 @@ def variable(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def study_name(*, _root_: DictConfig) -> str:
+    """`${prismatic.study_name:}`: a sweep's file, or what varies, and a digest of what is asked.
+
+    The same command finds its study again, another one does not meet it.
+    """
+    # Their texts as they were typed: an interpolation in them is for the jobs to resolve.
+    hydra = _root_.hydra
+    typed: Any = _unresolved(hydra.overrides.task)
+    overrides = OverridesParser.create().parse_overrides(typed)
+    varies = [o.get_key_element() for o in overrides if o.is_sweep_override()]
+    own = {str(key): node for key, node in _unresolved(_root_).items() if key != "hydra"}
+    asked = [own, _unresolved(hydra.sweeper.params), sorted(typed)]
+    digest = hashlib.sha256(json.dumps(asked, default=str, sort_keys=True).encode()).hexdigest()
+    label = hydra.runtime.choices.get("grid") or "_x_".join(varies) or "sweep"
+    label = re.sub(r"[^\w.-]", ".", label)[:60]
+    return f"{label}-{digest[:6]}"
+
+
+def _unresolved(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=False)
+
+
+def study_or(otherwise: str, *, _root_: DictConfig) -> str:
+    """`${prismatic.study_or:...}`: what the sweeper calls its study, or else this name."""
+    return OmegaConf.select(_root_, "hydra.sweeper.study_name") or otherwise
+
+
 def register() -> None:
     """Register the resolvers; needed before a configuration is composed."""
     resolvers: dict[str, Callable[..., Any]] = {
@@ -54,6 +85,8 @@ def register() -> None:
         "outputs": outputs,
         "store": store,
         "env": variable,
+        "study_name": study_name,
+        "study_or": study_or,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"prismatic.{name}", resolver, replace=True)

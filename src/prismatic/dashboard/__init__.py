@@ -1,5 +1,5 @@
-"""What a user sees of a sweep: in the terminal, in its folder and in MLflow.
+"""What is seen of a sweep: in the terminal (`display`), in its folder, and in MLflow (`overview`).
 
-`Display`, `Overview` and `Grid` are the doors, by their modules: `Grid` is imported at every start
-of a script, and must not bring the others along.
+Both listen to the sweeper. `standing` says how a sweep stands, in numbers and pictures, `sweep_run`
+keeps its run in MLflow, and `rerun` is the command that repeats one of its trials.
 """

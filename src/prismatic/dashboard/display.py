@@ -22,8 +22,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hydra_plugins.prismatic_optuna._reading import counts, finished
 from hydra_plugins.prismatic_optuna.callback import Callback
+from hydra_plugins.prismatic_optuna.study import FINISHED, count_trials, objectives, pairs
 
 from . import rerun, standing
 
@@ -48,7 +48,7 @@ class Display(Callback):
     def on_sweep_start(self, study: Study, config: DictConfig, sweep_dir: Path) -> None:
         self.folder, self.config = sweep_dir, config
         self.begun, self.said = 0.0, -SELDOM
-        self.before = finished(counts(study))
+        self.before = count_trials(study)["finished"]
 
     def on_trial_start(self, trial: Trial, overrides: list[str]) -> None:
         """The panel begins with the first trial: what fails before it meets a plain terminal."""
@@ -91,22 +91,22 @@ class Display(Callback):
             self.live.update(self.panel(study), refresh=True)
         elif time.monotonic() - self.said >= pause:
             self.said = time.monotonic()
-            found = counts(study)
+            found = count_trials(study)
             parts = [how_many(found, study), standing.summary(study), self.clock(study)]
             log.info("; ".join(filter(None, parts)))
 
     def clock(self, study: Study) -> str:
         """Time spent and, going by the trials of this sweep so far, time left."""
-        found, spent = finished(counts(study)), time.monotonic() - self.begun
+        found, spent = count_trials(study)["finished"], time.monotonic() - self.begun
         here, left = found - self.before, study.user_attrs["total"] - found
         text = f"{duration(spent)} so far"
         return f"{text}, about {duration(spent / here * left)} left" if here and left > 0 else text
 
     def panel(self, study: Study) -> RenderableType:
-        found = counts(study)
+        found = count_trials(study)
         bar = Table.grid(padding=(0, 2))
         total = study.user_attrs["total"]
-        bar.add_row(ProgressBar(total, finished(found), width=40), how_many(found, study))
+        bar.add_row(ProgressBar(total, found["finished"], width=40), how_many(found, study))
         best = Text(standing.summary(study) or "no result yet", style="bold")
         running = [t for t in study.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
         rows = [Text(progress(trial), no_wrap=True, overflow="ellipsis") for trial in running]
@@ -147,10 +147,9 @@ def reroute(streams: Mapping[Any, Any]) -> None:
 
 def how_many(found: Mapping[str, int], study: Study) -> str:
     """The trials by what became of them."""
-    ended = ("complete", "pruned", "failed")
-    parts = ", ".join(f"{found[name]} {name}" for name in ended if found[name])
+    parts = ", ".join(f"{found[name]} {name}" for name in FINISHED if found[name])
     others = [f"{found[name]} {name}" for name in ("running", "lost") if found[name]]
-    done = f"{finished(found)} of {study.user_attrs['total']} trials finished"
+    done = f"{found['finished']} of {study.user_attrs['total']} trials finished"
     return ", ".join([f"{done} ({parts})" if parts else done, *others])
 
 
@@ -168,10 +167,6 @@ def progress(trial: FrozenTrial) -> str:
     return f"{text}  |  {pairs(trial.params)}"
 
 
-def pairs(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={standing.number(value)}" for key, value in values.items())
-
-
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
@@ -180,7 +175,7 @@ def duration(seconds: float) -> str:
 def title(study: Study, shown: int) -> str:
     """What the table of the leaders holds."""
     better = {"MINIMIZE": "less", "MAXIMIZE": "more"}
-    judged = zip(standing.objectives(study), study.directions, strict=True)
+    judged = zip(objectives(study), study.directions, strict=True)
     by = ", ".join(f"{name} ({better[d.name]} is better)" for name, d in judged)
     what = "front" if len(study.directions) > 1 else f"best {shown}"
     return f"{study.study_name}: {what} by {by}"

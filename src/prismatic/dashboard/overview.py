@@ -15,15 +15,15 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 from hydra_plugins.prismatic_optuna.callback import Callback
+from hydra_plugins.prismatic_optuna.study import RESULTS, TABLE
 
 from . import rerun, standing
 
 if TYPE_CHECKING:
-    from .parent import Parent
+    from .sweep_run import SweepRun
 
 BEGIN, END = 120.0, 60.0  # seconds to wait for MLflow: before the first trial, and at last
 PAUSE = 0.5  # seconds
-TABLES = ("trials.csv", "optimization_results.yaml")
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Overview(Callback):
         self.study, self.config, self.folder = study, config, sweep_dir
         self.logs = bool(config.get("logger"))
         self.logs &= not OmegaConf.select(config, "trainer.fast_dev_run", default=False)
-        self.parent: Parent | None = None
+        self.parent: SweepRun | None = None
         self.stopped: set[int] = set()
         self.status = self.again = ""
         self.drawn, self.stale = -self.every, False
@@ -139,17 +139,10 @@ class Overview(Callback):
         """Draw the pictures anew: the worker's first task."""
         if not (self.due() or self.status):
             return
-        from prismatic.report.style import png
-
-        from .front import draw_front, draw_history, draw_parameters
-
         self.drawn, self.stale = time.monotonic(), False
-        trials = standing.trials_of(self.study)
-        drawn = {"history.png": draw_history(trials), "parameters.png": draw_parameters(trials)}
-        if len(trials.objectives) > 1:
-            drawn["front.png"] = draw_front(trials)
-        for name, figure in drawn.items():
-            (self.folder / name).write_bytes(png(figure))
+        drawn = standing.draw_pictures(self.study)
+        for name, picture in drawn.items():
+            (self.folder / name).write_bytes(picture)
         self.pictures = [self.folder / name for name in drawn]
 
     def record(self) -> None:
@@ -157,13 +150,13 @@ class Overview(Callback):
         if not self.logs:
             return
         if self.parent is None:
-            from .parent import Parent
+            from .sweep_run import SweepRun
 
-            self.parent = Parent(self.study, self.config, self.folder, self.stopped)
+            self.parent = SweepRun(self.study, self.config, self.folder, self.stopped)
         status = self.status
         self.parent.update()
         if self.pictures:
-            files = [*self.pictures, *(self.folder / name for name in TABLES)]
+            files = [*self.pictures, *(self.folder / name for name in (TABLE, RESULTS))]
             self.parent.show(description(self.study, self.best, self.again), files)
             self.pictures = []
         if status:

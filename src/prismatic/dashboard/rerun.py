@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
-from . import standing
+from hydra_plugins.prismatic_optuna.study import best_trials
 
 SWEEP = re.compile(r"\+{0,2}(grid|optuna)=")
 PLAIN, SPECIAL = re.compile(r"[A-Za-z_/][\w./-]*"), {"true", "false", "null", "nan", "inf"}
@@ -25,8 +25,8 @@ NESTING = "logger.parent_run_id"  # under the sweep's run in MLflow, where it do
 
 def command(study: Study, sweep_dir: Path) -> str:
     """The command for the best trial, or the first one of the front; empty where there is none."""
-    first = standing.leaders(study, 1)
-    return command_of(sweep_dir / str(first[0].number)) if first else ""
+    best = best_trials(study)
+    return command_of(sweep_dir / best[0].user_attrs["folder"]) if best else ""
 
 
 @cache

@@ -4,11 +4,8 @@ The best of many noisy trials look better than they are. Their configurations ar
 seeds that the sweep has not seen, as a small sweep of the same command, and what is left of each
 objective is reported. As many trials of random search, by the same command too, say what the
 sampler has added.
-
-Shapes: T trials, M objectives, K points.
 """
 
-import csv
 import json
 import statistics
 import subprocess
@@ -18,21 +15,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
+from hydra_plugins.prismatic_optuna.study import (
+    CONFIG,
+    best_trials,
+    count_trials,
+    load_study,
+    objectives,
+)
 from prismatic.config.paths import ROOT
-from prismatic.dashboard.front import Trials, compute_front, compute_hypervolume, compute_reference
+from prismatic.dashboard.rerun import config_options, text
+from prismatic.dashboard.standing import compute_reference, compute_worth
 from prismatic.errors import require
 from prismatic.files import write_text
 from prismatic.run_folder.contents import METRICS
 
 SWEEP_DIR = "${hydra:sweep.dir}"
-CONSTRAINT = "constraint:"  # how the columns of distances beyond bounds begin
 
 
 @dataclass(frozen=True)
@@ -41,41 +44,36 @@ class FinishedSweep:
 
     folder: Path
     config: DictConfig
-    front: Sequence[Mapping[str, Any]]  # number, params and values of each of its best trials
-    num_trials: int
+    study: Study
 
     @property
-    def objectives(self) -> list[str]:
-        return list(self.config.hydra.sweeper.objectives)
+    def front(self) -> list[FrozenTrial]:
+        return best_trials(self.study)
 
     @property
-    def signs(self) -> list[int]:
-        """+1 for an objective to maximise, -1 for one to minimise."""
-        given = self.config.hydra.sweeper.direction
-        names = [given] if isinstance(given, str) else given
-        return [1 if name == "maximize" else -1 for name in names]
+    def num_trials(self) -> int:
+        return count_trials(self.study)["finished"]
 
     @property
     def seeds(self) -> list[int]:
         """Those that its trials were trained on."""
         return [self.config.seed] if self.config.seeds is None else list(self.config.seeds)
 
-    def read_table(self, folder: Path) -> list[dict[str, str]]:
-        """The trials of this sweep, or of one like it in another folder, as texts."""
-        with (folder / "trials.csv").open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-
     def repeat(self, folder: Path, *overrides: str) -> None:
         """Run the sweep's own command as another study in a folder of its own.
 
         The same call goes on where it was stopped. A failure ends this process, with its status.
         """
-        given = self.config.hydra.overrides
+        hydra = self.config.hydra
+        given, options = hydra.overrides, hydra.sweeper.get("sampler_options") or {}
         command = [
-            sys.executable, str(ROOT / "src" / "train.py"), "--multirun", *given.task,
+            sys.executable, str(ROOT / "src" / "train.py"), "--multirun", *config_options(hydra),
+            *given.task,
             *(override for override in given.hydra if not override.startswith("hydra.mode=")),
-            f"hydra.sweep.dir={quote(str(folder))}",
-            f"hydra.sweeper.study_name={quote(f'{self.folder.name}-{folder.name}')}",
+            f"hydra.sweep.dir={text(str(folder))}",
+            f"hydra.sweeper.study_name={text(f'{self.folder.name}-{folder.name}')}",
+            "hydra.sweeper.sampler=random",
+            *(f"~hydra.sweeper.sampler_options.{key}" for key in options),
             "hydra.sweeper.storage=null",
             "hydra.sweeper.shared=false",
             "hydra.sweeper.max_failure_rate=1",
@@ -88,34 +86,12 @@ class FinishedSweep:
 
 def read_sweep(folder: Path) -> FinishedSweep:
     """Raises `FileNotFoundError` or `ValueError` for a folder without a best trial or front."""
-    paths = [folder / name for name in ("multirun.yaml", "optimization_results.yaml")]
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"sweep={folder} has no {path.name}: give the folder of an Optuna sweep, such as "
-                "outputs/sweeps/<study>"
-            )
-    config = OmegaConf.load(paths[0])
+    study = load_study(folder)
+    wanted = "none of its trials is complete and feasible"
+    require(bool(best_trials(study)), "sweep", str(folder), wanted)
+    config = OmegaConf.load(folder / CONFIG)
     assert isinstance(config, DictConfig)
-    results = yaml.safe_load(paths[1].read_text(encoding="utf-8"))
-    best = {"number": results.get("best_number"), "params": results.get("best_evaluated_params")}
-    alone = [{**best, "values": [results["best_value"]]}] if "best_value" in results else []
-    front = results.get("solutions", alone)
-    require(bool(front), "sweep", str(folder), "none of its trials is complete and feasible")
-    counts = results.get("trials", {})
-    total = sum(counts.get(state, 0) for state in ("complete", "pruned", "failed"))
-    return FinishedSweep(folder, config, front, total)
-
-
-def quote(value: Any) -> str:
-    """A value in the grammar of Hydra's overrides, which reads it as just this value."""
-    if isinstance(value, str):
-        return QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{quote(v)}" for key, v in value.items()) + "}"
-    if isinstance(value, Sequence):
-        return "[" + ",".join(map(quote, value)) + "]"
-    return json.dumps(value)
+    return FinishedSweep(folder, config, study)
 
 
 def ask_front(sweep: FinishedSweep, seeds: Sequence[int]) -> list[str]:
@@ -124,20 +100,17 @@ def ask_front(sweep: FinishedSweep, seeds: Sequence[int]) -> list[str]:
         f"seeds={list(seeds)}",
         "hydra.sweeper.pruning=null",
         f"hydra.sweeper.n_trials={len(sweep.front)}",
-        f"hydra.sweeper.enqueue={quote([point['params'] for point in sweep.front])}",
+        f"hydra.sweeper.enqueue={text([trial.params for trial in sweep.front])}",
     ]
 
 
 def ask_random(sweep: FinishedSweep) -> list[str]:
     """Overrides by which the sweep's command searches at random, with nothing asked first."""
-    options = sweep.config.hydra.sweeper.get("sampler_options") or {}
     # The dense twins' folder may follow the sweep's, and they need not be trained again.
     as_written: Any = OmegaConf.to_container(sweep.config)
     twin = as_written["twin"]
     return [
-        *([f"twin={quote(twin.replace(SWEEP_DIR, str(sweep.folder)))}"] if twin else []),
-        "hydra.sweeper.sampler=random",
-        *(f"~hydra.sweeper.sampler_options.{key}" for key in options),
+        *([f"twin={text(twin.replace(SWEEP_DIR, str(sweep.folder)))}"] if twin else []),
         "hydra.sweeper.enqueue=[]",
         f"hydra.sweeper.n_trials={sweep.num_trials}",
     ]
@@ -149,19 +122,19 @@ def read_fresh(sweep: FinishedSweep, seeds: Sequence[int], folder: Path) -> list
     `shrinkage` is fresh less sweep where more is better, and the reverse: negative is worse.
     `standard_error` is over the fresh seeds that ended.
     """
-    complete = [row for row in sweep.read_table(folder) if row["state"] == "COMPLETE"]
+    complete = load_study(folder).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     rows = []
-    for point in sweep.front:
-        written = {k: "" if v is None else str(v) for k, v in point["params"].items()}
-        same = [row for row in complete if all(row[k] == v for k, v in written.items())]
-        for name, sign, value in zip(sweep.objectives, sweep.signs, point["values"], strict=True):
-            row = {"trial": point["number"], "objective": name, "sweep": value}
+    for best in sweep.front:
+        same = [trial for trial in complete if trial.params == best.params]
+        for i, name in enumerate(objectives(sweep.study)):
+            row = {"trial": best.number, "objective": name, "sweep": best.values[i]}
             if same:
-                fresh = float(same[0][name])
+                gain = same[0].values[i] - best.values[i]
+                own = folder / same[0].user_attrs["folder"]
                 row |= {
-                    "fresh": fresh,
-                    "standard_error": standard_error(folder / same[0]["number"], seeds, name),
-                    "shrinkage": sign * (fresh - value),
+                    "fresh": same[0].values[i],
+                    "standard_error": standard_error(own, seeds, name),
+                    "shrinkage": -gain if sweep.study.directions[i].name == "MINIMIZE" else gain,
                 }
             rows.append(row)
     return rows
@@ -193,33 +166,15 @@ def tabulate(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> Table:
     return table
 
 
-def read_trials(sweep: FinishedSweep, folder: Path) -> Trials:
-    """The finished trials of a folder, in the order of their numbers."""
-    rows = [row for row in sweep.read_table(folder) if row["state"] != "LOST"]
-    values = [[float(row[name] or "nan") for name in sweep.objectives] for row in rows]
-    beyond = [[float(v or 0) for k, v in row.items() if k.startswith(CONSTRAINT)] for row in rows]
-    return Trials(
-        objectives=tuple(sweep.objectives),
-        maximise_M=np.array(sweep.signs) > 0,
-        number_T=tuple(int(row["number"]) for row in rows),
-        values_TM=np.array(values).reshape(-1, len(sweep.objectives)),
-        feasible_T=np.array([all(d <= 0 for d in distances) for distances in beyond], np.bool_),
-        params_T=tuple({} for _ in rows),
-    )
-
-
-def compare_searches(searched: Trials, random: Trials) -> dict[str, float]:
+def compare_searches(searched: Study, random: Study) -> dict[str, float]:
     """The best value of each, or the hypervolume of its front from the point of the search."""
     reference_M = compute_reference(searched)
     assert reference_M is not None, "a sweep with a front has results"
-    measured = {}
-    for name, trials in {"search": searched, "random": random}.items():
-        losses_KM = trials.losses_TM[compute_front(trials)]
-        if len(reference_M) > 1:
-            measured[name] = compute_hypervolume(losses_KM, trials.sign_M * reference_M)
-        else:
-            measured[name] = float(trials.sign_M[0] * losses_KM.min(initial=np.inf))
-    return measured
+    studies = {"search": searched, "random": random}
+    return {
+        name: compute_worth(study, best_trials(study), reference_M)
+        for name, study in studies.items()
+    }
 
 
 def evaluate_front(config: DictConfig) -> None:
@@ -227,7 +182,7 @@ def evaluate_front(config: DictConfig) -> None:
     count = config.fresh_seeds
     require(isinstance(count, int) and count >= 2, "fresh_seeds", count, "give a number >= 2")
     sweep = read_sweep(Path(config.sweep).expanduser().absolute())
-    seeded = {"seed", "seeds"}.intersection(*(point["params"] for point in sweep.front))
+    seeded = {"seed", "seeds"}.intersection(*(trial.params for trial in sweep.front))
     wanted = "it searched over seeds: there is nothing to seed afresh"
     require(not seeded, "sweep", str(sweep.folder), wanted)
     first = max(sweep.seeds) + 1
@@ -245,9 +200,10 @@ def evaluate_search(config: DictConfig) -> None:
     sweep = read_sweep(Path(config.random).expanduser().absolute())
     folder = sweep.folder / f"random-{sweep.num_trials}"
     sweep.repeat(folder, *ask_random(sweep))
-    measured = compare_searches(read_trials(sweep, sweep.folder), read_trials(sweep, folder))
+    measured = compare_searches(sweep.study, load_study(folder))
     write_text(folder / "comparison.json", json.dumps(measured, indent=2) + "\n")
-    what = f"best {sweep.objectives[0]}" if len(sweep.objectives) == 1 else "hypervolume"
+    names = objectives(sweep.study)
+    what = f"best {names[0]}" if len(names) == 1 else "hypervolume"
     print(
         f"\n{what} after {sweep.num_trials} trials, one search each (chance plays a part in both):"
     )

@@ -4,23 +4,31 @@ A trial's own process writes its run. What it cannot know, or did not live to wr
 how the trial ended, what was searched, and the run itself if the trial died before it had one.
 """
 
+import json
+import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from hydra_plugins.prismatic_optuna._reading import counts, finished, gist
-from prismatic.tracking import SCORE, Recorder, connect
+from hydra_plugins.prismatic_optuna.study import (
+    best_trials,
+    count_trials,
+    finished_trials,
+    objectives,
+    search_space,
+    short_reason,
+    state_of,
+)
+from prismatic.tracking import SCORE, WORKFLOW, Recorder, connect, objective_metric
 
-from . import standing, views
-from .front import FIRST, compute_front, compute_history
+from .standing import FIRST, compute_worth, describe_distribution
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,9 +40,11 @@ RUN = "mlflow_run"  # the study's attribute that names its run
 STATE = "state"  # the tag that says how a trial ended
 SETTLE = 2.0  # seconds in which sweeps that began together have named their runs
 REASON_LENGTH, NOTE_LENGTH = 5000, 6000  # MLflow's longest tag has 8000 characters
+VIEW = "mlflow.sharedViewState."  # the tag of an experiment that holds a view of its runs
+MOST_COMPARED = 100  # runs in one of the UI's charts
 
 
-class Parent:
+class SweepRun:
     """The run of a sweep: a new one, or that of the study which goes on.
 
     `stopped` are the trials that end with the sweep. Every method takes as long as the server does;
@@ -50,15 +60,13 @@ class Parent:
         if config.hydra.sweeper.get("shared"):
             self.logger = self.agreed(config)
         self.id = self.logger.version
-        self.logger.log_hyperparams(asked(study, config))
+        self.logger.log_hyperparams(question_params(study, config))
         self.logger.log_file(folder / "multirun.yaml")
         run = self.client.get_run(self.id)
         self.experiment_id = run.info.experiment_id
         self.logged = int(run.data.metrics.get("sweep/finished", 0))
-        maximise = study.directions[0].name == "MAXIMIZE"
-        params = [name.lstrip("+") for name in standing.space(study)]
-        view = views.view(self.id, standing.objectives(study), maximise, params)
-        self.client.set_experiment_tag(self.experiment_id, f"{views.TAG}{self.id}", view)
+        view = shared_view(study, self.id)
+        self.client.set_experiment_tag(self.experiment_id, f"{VIEW}{self.id}", view)
         self.recorded = {n for n, child in self.children() if STATE in child.data.tags}
 
     def known(self) -> str | None:
@@ -100,19 +108,19 @@ class Parent:
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in self.recorded:
                 self.record(trial)
-        trials, found = standing.trials_of(self.study), counts(self.study)
-        alone = len(trials.objectives) == 1
-        name = f"best/{trials.objectives[0]}" if alone else "hypervolume"
-        history = compute_history(trials)
-        for step in range(self.logged + 1, len(history) + 1):
-            if np.isfinite(history[step - 1]):
-                self.logger.log_metrics({f"sweep/{name}": history[step - 1]}, step)
-        if len(history) > self.logged:
-            ended = {key: found[key] for key in ("complete", "pruned", "failed", "lost")}
-            ended |= {"finished": finished(found)}
-            ended |= {} if alone else {"front": len(compute_front(trials))}
-            self.logger.log_metrics({f"sweep/{k}": v for k, v in ended.items()}, len(history))
-        self.logged = len(history)
+        ended, found = finished_trials(self.study), count_trials(self.study)
+        alone = len(self.study.directions) == 1
+        name = f"best/{objectives(self.study)[0]}" if alone else "hypervolume"
+        for step in range(self.logged + 1, len(ended) + 1):
+            worth = compute_worth(self.study, ended[:step])
+            if math.isfinite(worth):
+                self.logger.log_metrics({f"sweep/{name}": worth}, step)
+        if len(ended) > self.logged:
+            states = ("complete", "pruned", "failed", "lost", "finished")
+            counts = {f"sweep/{state}": found[state] for state in states}
+            counts |= {} if alone else {"sweep/front": len(best_trials(self.study))}
+            self.logger.log_metrics(counts, len(ended))
+        self.logged = len(ended)
         self.logger.flush()
 
     def record(self, trial: FrozenTrial) -> None:
@@ -124,7 +132,7 @@ class Parent:
         if not found and status == "FINISHED":
             return  # its logger may still wait for the server
         child = found[trial.number] if found else self.missing(trial)
-        tags = {STATE: state(trial), "sweep": self.name}
+        tags = {STATE: state_of(trial), "sweep": self.name}
         if trial.state is not TrialState.COMPLETE:
             tags["reason"] = str(trial.user_attrs.get("reason", ""))[:REASON_LENGTH]
         known = child.data.params
@@ -149,13 +157,19 @@ class Parent:
         """A run for a trial that ended before it had one."""
         begun = int((trial.datetime_start or datetime.now()).timestamp() * 1000)
         tags = {"mlflow.parentRunId": self.id, "trial": str(trial.number)}
-        name = f"{trial.number}: {gist(trial)[:60]}"
+        name = f"{trial.number}: {short_reason(trial)[:60]}"
         return self.client.create_run(self.experiment_id, begun, tags, name)
 
-    def show(self, note: str, files: Iterable[Path]) -> None:
+    def show(self, note: str, files: Sequence[Path]) -> None:
         """Bring the description, which shows the pictures, and the files up to date."""
-        text = f"{views.links(self.experiment_id, self.id)}\n\n{note[:NOTE_LENGTH]}"
-        self.logger.describe(text, [path.name for path in files if path.suffix == ".png"])
+        page = f"#/experiments/{self.experiment_id}/runs"
+        shared = f"{page}?{WORKFLOW}&viewStateShareKey={self.id}"
+        links = (
+            f"trials: [table]({shared}), [charts]({shared}&compareRunsMode=CHART) | "
+            f"[pictures]({page}/{self.id}/artifacts/history.png?{WORKFLOW})"
+        )
+        pictures = [path.name for path in files if path.suffix == ".png"]
+        self.logger.describe(f"{links}\n\n{note[:NOTE_LENGTH]}", pictures)
         for path in files:
             if path.exists():
                 self.logger.log_file(path)
@@ -173,14 +187,15 @@ def is_active(client: "MlflowClient", run_id: str) -> bool:
         return False
 
 
-def asked(study: Study, config: DictConfig) -> dict[str, Any]:
+def question_params(study: Study, config: DictConfig) -> dict[str, Any]:
     """What a sweep looks for, and how, as parameters of its run."""
     sweeper, question = config.hydra.sweeper, study.user_attrs["question"]
-    names = standing.objectives(study)
+    names = objectives(study)
     directions = [direction.name.lower() for direction in study.directions]
+    space = search_space(study).items()
     found = {
         "objectives": ", ".join(f"{d} {n}" for n, d in zip(names, directions, strict=True)),
-        "space": {n.lstrip("+"): standing.described(d) for n, d in standing.space(study).items()},
+        "space": {name.lstrip("+"): describe_distribution(d) for name, d in space},
         "constraints": {n: f"at most {bound:g}" for n, bound in question["constraints"].items()},
         "overrides": " ".join(study.user_attrs.get("fixed", [])),
         "n_trials": study.user_attrs["total"],
@@ -192,13 +207,42 @@ def asked(study: Study, config: DictConfig) -> dict[str, Any]:
     return found
 
 
-def state(trial: FrozenTrial) -> str:
-    """How a trial ended: complete, pruned, failed, or lost and asked again."""
-    if trial.user_attrs.get("again"):
-        return "lost"
-    return "failed" if trial.state is TrialState.FAIL else trial.state.name.lower()
-
-
 def milliseconds(trial: FrozenTrial) -> int:
     """When a trial ended, as MLflow says it."""
     return int((trial.datetime_complete or datetime.now()).timestamp() * 1000)
+
+
+def shared_view(study: Study, parent_id: str) -> str:
+    """A sweep in MLflow's own charts, set up as the UI's "Share" would keep it.
+
+    The trials best first, parallel coordinates, and a scatter of two objectives, or of one over the
+    first parameter. A UI that cannot read the view says so and shows its usual one.
+    """
+    metrics = [objective_metric(name) for name in objectives(study)]
+    params = [name.lstrip("+") for name in search_space(study)]
+    axes = [{"key": name, "type": "METRIC"} for name in metrics[:2]]
+    axes = [{"key": name, "type": "PARAM"} for name in params[: 2 - len(axes)]] + axes
+    parallel = {"selectedParams": params, "selectedMetrics": metrics, "showAllRuns": False}
+    charts = [chart("PARALLEL", **parallel)]
+    if len(axes) == 2:
+        charts.append(chart("SCATTER", xaxis=axes[0], yaxis=axes[1]))
+    columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]
+    section = {"uuid": "sweep", "name": "the sweep", "display": True, "columns": 1}
+    section |= {"cardHeight": 400, "isReordered": False, "deleted": False, "isGenerated": False}
+    state = {
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_id}'",
+        "orderByKey": columns[0],
+        "orderByAsc": study.directions[0].name != "MAXIMIZE",
+        "selectedColumns": ["tags.`state`", *columns],
+        "runsHiddenMode": "SHOW_ALL",
+        "isAccordionReordered": True,  # the section of a sweep comes first
+        "compareRunCharts": charts,
+        "compareRunSections": [section],
+    }
+    return json.dumps(state)
+
+
+def chart(kind: str, **settings: Any) -> dict[str, Any]:
+    """A chart of MLflow's UI."""
+    own = {"uuid": kind.lower(), "type": kind, "metricSectionId": "sweep", "deleted": False}
+    return {**own, "isGenerated": False, "runsCountToCompare": MOST_COMPARED, **settings}
