@@ -97,6 +97,8 @@ def test_other_sweepers_get_a_new_folder_each_time(sweep_dir):
 def trial(tmp_path, monkeypatch):
     """Runs a trial in a folder, with a file `stop` if asked: (step, values) of its progress."""
     monkeypatch.setattr("prismatic.replicas.in_sweep", lambda: True)
+    job = OmegaConf.create({"job": {"num": 7}})
+    monkeypatch.setattr("prismatic.replicas.HydraConfig.get", lambda: job)
 
     def trial(name, *overrides, stop=False):
         folder = tmp_path / name
