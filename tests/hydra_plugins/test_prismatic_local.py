@@ -367,6 +367,7 @@ def test_a_grid_under_hydras_own_sweeper(app):
         _, err = run.communicate(timeout=30)
     result = json.loads((app.parent / "out/0/result.json").read_text())
     assert (result["y"], result["config_name"]) == (7, "other")
+    assert result["command"][1:] == result["argv"]
     typed = [word for word in result["argv"][1:] if "dir=" not in word]
     assert typed == [
         "--config-name=other", "hydra.verbose=[nobody]", "do=surroundings", "x=2",
