@@ -22,7 +22,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
@@ -225,52 +224,12 @@ def test_the_server_has_torch_ready_and_unused(launcher):
     assert values(in_one_go(launched, "do=torch_state")) == [[1, 1, False]]
 
 
-class Listener(HydraCallback):
-    """A callback of Hydra's that listens to a grid; keeps what it is told."""
-
-    def __init__(self):
-        self.told = []
-
-    def on_launch(self, config):
-        self.told.append(("launch", config.hydra.job.name))
-        return self
-
-    def on_trial_start(self, number, overrides):
-        overrides.append("do=square")
-        self.told.append(("start", number))
-        raise RuntimeError("which costs no trial")
-
-    def on_trial_end(self, number, job):
-        self.told.append(("end", number, job.return_value))
-
-    def on_poll(self):
-        self.told.append(("poll",))
-
-    def on_launch_end(self):
-        self.told.append(("over", type(sys.exception()).__name__))
-
-
-def test_hydras_callbacks_may_listen(launcher, capsys):
-    launched, listener = launcher(executor="inline"), Listener()
-    launched._context.callbacks.callbacks += [listener, HydraCallback()]
-    assert values(in_one_go(launched, "x=2", "x=3")) == [4, 9]
-    told = [event for event in listener.told if event != ("poll",)]
-    assert told == [
-        ("launch", "app"), ("start", 0), ("end", 0, 4), ("start", 1), ("end", 1, 9),
-        ("over", "NoneType"),
-    ]  # fmt: skip
-    assert ("poll",) in listener.told
-    assert "on_trial_start of Listener failed" in capsys.readouterr().out
-
-
-def test_an_interrupt_is_told_and_ends_the_sweep(launcher, monkeypatch):
-    launched, listener = launcher(executor="inline"), Listener()
-    launched._context.callbacks.callbacks.append(listener)
+def test_an_interrupt_ends_the_sweep(launcher, monkeypatch):
+    launched = launcher(executor="inline")
     monkeypatch.setattr(launched._trials, "start", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as ended:
         in_one_go(launched, "x=2")
     assert ended.value.code == 130
-    assert listener.told[-1] == ("over", "SystemExit")
 
 
 def test_one_by_one(launcher):
