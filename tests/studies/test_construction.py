@@ -18,7 +18,7 @@ from torch.func import functional_call
 from prismatic.data import MixedTask, latin_square, random_function, sum_mod
 from prismatic.models import Transformer
 from prismatic.stats import loss_ladder
-from prismatic.studies.together import cells_of
+from prismatic.studies.full_batch import cells_of
 
 DIM = 64
 TASKS = {

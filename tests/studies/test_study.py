@@ -17,7 +17,7 @@ from hydra import initialize_config_dir
 from mlflow import MlflowClient
 
 from prismatic.studies import build
-from prismatic.studies.spec import digest
+from prismatic.studies.study import digest
 from prismatic.studies.summary import latest, present
 
 from ..tiny import ROOT, composed

@@ -7,7 +7,7 @@ import torch
 from prismatic.data import IGNORE, Batch, MixedTask, sum_mod, uneven
 from prismatic.experiment import build
 from prismatic.stats import loss_ladder
-from prismatic.studies import together
+from prismatic.studies import full_batch as together
 
 from ..tiny import composed
 
