@@ -31,6 +31,12 @@ def config_of(arm):
     return composed(*STUDY.common, *STUDY.arms[arm])
 
 
+def kind_of(config):
+    """The attention of a model, by its name."""
+    kind = config.model.attention
+    return kind if isinstance(kind, str) else kind._target_.rpartition(".")[2]
+
+
 @cache
 def task_of(arm):
     return instantiate(config_of(arm).data)
@@ -129,8 +135,9 @@ def test_every_arm_composes_and_builds(arm):
 def test_arms_differ_in_what_their_names_say(ladders):
     for name in STUDY.figures["ladder"].tasks:
         uniform, full = (config_of(f"{name}, {kind}") for kind in ("uniform", "full"))
-        assert (uniform.model.attention, full.model.attention) == ("uniform", "full")
-        assert OmegaConf.merge(full, {"model": {"attention": "uniform"}}) == uniform
+        assert (kind_of(uniform), kind_of(full)) == ("Uniform", "full")
+        same = OmegaConf.merge(full, {"model": {"attention": uniform.model.attention}})
+        assert same == uniform
     merged = [arm for arm in STUDY.arms if arm.startswith(("merged", "smear"))]
     for arm in merged:
         config = config_of(arm)
@@ -140,8 +147,8 @@ def test_arms_differ_in_what_their_names_say(ladders):
     assert all(arm.endswith(f"N = {num_experts}") for arm, num_experts in named.items())
     heads = {n: config_of(f"{n} heads").model.num_heads for n in (2, 4, 8)}
     assert heads == {2: 2, 4: 4, 8: 8}
-    assert config_of("weights from y").model.attention == "query"
-    assert config_of("weights from x").model.attention == "key"
+    assert kind_of(config_of("weights from y")) == "FromQuery"
+    assert kind_of(config_of("weights from x")) == "FromKey"
     assert config_of("merged by sequence, scale .01").perturbation.scale == 0.01
 
 

@@ -1,21 +1,27 @@
 """What can one layer of attention without an MLP say of a function of two tokens? (source 004)
 
-Claim and figures. Losses here are exact (`prismatic.studies.full_batch`), so a run below a floor is
-a counterexample and needs no statistics.
+Attentions, claim and figures. Losses here are exact (`prismatic.studies.full_batch`), so a run
+below a floor is a counterexample and needs no statistics.
 
-Shapes: X, Y the two tokens of a task, Z what is predicted, N seeds.
+Shapes: X, Y the two tokens of a task, Z what is predicted, N seeds; B batch, T time of the query,
+S of the key, H heads, W features of a token that the logits are made of.
 """
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from torch import nn
 
 from prismatic.errors import require
+from prismatic.models import Attention, hide_future
+from prismatic.models.parts import NORMS, NoPositions
 from prismatic.report.missing import NothingToDrawError
 from prismatic.report.style import (
     ACCENT,
@@ -34,6 +40,99 @@ from ..figures import StudyFigure, rows_of, side_by_side
 from ..full_batch import LADDER
 
 PASSED_BY = "floor/passed_by"  # nats that a run's exact loss is below its table's additive floor
+
+
+# Attentions whose weights depend on less than both tokens.
+
+
+class WithoutProduct(Attention):
+    """Attention without queries and keys. Positions that rotate those have no effect here; a bias
+    of positions, as alibi's, is added as ever.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, seq_len: int, *, bias: bool = False,
+        qk_norm: Callable[[int], nn.Module] = NORMS["none"], qk_gain: float = 1.0,
+    ) -> None:  # fmt: skip
+        wanted = "it acts on queries and keys, which only model.attention=full has"
+        require(qk_norm is NORMS["none"], "model.qk_norm", qk_norm, wanted)
+        require(qk_gain == 1, "model.qk_gain", qk_gain, wanted)
+        super().__init__(dim, num_heads, seq_len, bias=bias)
+
+    @abstractmethod
+    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
+        """Logits (B, H, T, S), with what does not vary left at size 1, without the causal mask."""
+
+    def logits(
+        self, features_BTW: torch.Tensor, positions: NoPositions
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        num_rows, num_positions, _ = features_BTW.shape
+        nothing = features_BTW.new_zeros(num_rows, self.num_heads, num_positions, 1)
+        shape = num_rows, self.num_heads, num_positions, num_positions
+        table_BHTS, bias_HTS = self.table(features_BTW).expand(shape), positions.bias(nothing)
+        masked = hide_future(table_BHTS) if bias_HTS is None else table_BHTS + bias_HTS
+        return nothing, nothing, masked
+
+
+class Uniform(WithoutProduct):
+    """All logits are 0: equal weights on what is visible, unless positions add a bias."""
+
+    def num_features(self, dim: int) -> int:
+        return 0
+
+    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
+        return features_BTW.new_zeros(1, 1, 1, 1)
+
+
+class Constant(Uniform):
+    """A learned logit per head, query position and key position, whatever the tokens are.
+
+    They are a linear map of the query's position as a one-hot vector, so that routers merge it as
+    any other.
+    """
+
+    def __init__(self, dim: int, num_heads: int, seq_len: int, **options: Any) -> None:
+        super().__init__(dim, num_heads, seq_len, **options)
+        self.by_position = nn.Linear(seq_len, num_heads * seq_len, bias=False)
+
+    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
+        num_rows, num_positions, _ = features_BTW.shape
+        onehot_TT = torch.eye(num_positions, self.seq_len).to(features_BTW)
+        return by_key(self.by_position(onehot_TT.expand(num_rows, -1, -1)), self.num_heads)
+
+
+class FromQuery(WithoutProduct):
+    """A logit per head and key position that is a linear map of the query's token alone."""
+
+    def num_features(self, dim: int) -> int:
+        return self.num_heads * self.seq_len
+
+    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
+        return by_key(features_BTW, self.num_heads)
+
+
+class FromKey(WithoutProduct):
+    """A logit per head that is a linear map of the key's token alone.
+
+    It is 0 where a query meets its own token, against which the others count: so the weights of a
+    query do not depend on its token, and of two tokens the last one's are a function of the first.
+    """
+
+    def num_features(self, dim: int) -> int:
+        return self.num_heads
+
+    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
+        own_TS = torch.eye(features_BTW.shape[1], dtype=torch.bool, device=features_BTW.device)
+        return features_BTW.mT[:, :, None].masked_fill(own_TS, 0)
+
+
+def by_key(features_BTW: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """One feature per head and key position, as logits: (B, T, W) -> (B, H, T, S)."""
+    num_positions = features_BTW.shape[1]
+    return features_BTW.unflatten(-1, (num_heads, -1)).transpose(1, 2)[..., :num_positions]
+
+
+# The claim.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +196,7 @@ RUNGS: dict[str, dict[str, Any]] = {
     "additive floor": {"color": "black", "linestyle": "-", "linewidth": 2.6},
     "H(Z|X,Y)": {"color": ACCENT, "linestyle": "-", "linewidth": 1.4},
 }
-NAMES = {rung: rung for rung in RUNGS} | {"H(Z|X,Y)": "Bayes loss H(Z|X,Y)"}
+RUNG_NAMES = {rung: rung for rung in RUNGS} | {"H(Z|X,Y)": "Bayes loss H(Z|X,Y)"}
 
 
 def dots(kind: int) -> dict[str, Any]:
@@ -142,7 +241,7 @@ class TaskTables(StudyFigure):
                 x_C, y_C = np.indices(weight_XY.shape).reshape(2, -1)
                 area_C = 400 * (weight_XY / weight_XY.max()).ravel() / len(weight_XY)
                 axes.scatter(y_C, x_C, area_C, color="white", edgecolors="black", linewidths=0.8)
-            lines = [f"{NAMES[rung]}  {ladder[rung]:.3f}" for rung in RUNGS]
+            lines = [f"{RUNG_NAMES[rung]}  {ladder[rung]:.3f}" for rung in RUNGS]
             axes.set(title=plain(name), xticks=[], yticks=[], ylabel="token x")
             axes.set_xlabel("token y\n" + "\n".join(lines), size=9)
             axes.grid(False)
@@ -178,7 +277,7 @@ class Ladder(StudyFigure):
         axes.tick_params(axis="x", labelsize=9)
         axes.grid(visible=False, axis="x")
         axes.set(ylabel="loss (nats)", ylim=(-0.06, None))
-        handles = [Line2D([], [], **look, label=NAMES[rung]) for rung, look in RUNGS.items()]
+        handles = [Line2D([], [], **look, label=RUNG_NAMES[rung]) for rung, look in RUNGS.items()]
         handles += [Line2D([], [], **dots(k), label=plain(kind)) for k, kind in enumerate(kinds)]
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
@@ -195,7 +294,7 @@ class Variants(StudyFigure):
         axes, place = rows_of(figure, list(runs), self.heading)
         ladder = ladder_of(next(iter(runs.values())))
         for rung in ("additive floor", "H(Z|X,Y)"):
-            axes.axvline(ladder[rung], **RUNGS[rung], label=NAMES[rung])
+            axes.axvline(ladder[rung], **RUNGS[rung], label=RUNG_NAMES[rung])
         for y, own in zip(place, runs.values(), strict=True):
             axes.plot(own["loss/val"], side_by_side(len(own), y), **dots(1))
         axes.set_xlabel("exact loss after training (nats)")
