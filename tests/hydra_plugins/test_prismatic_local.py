@@ -280,16 +280,6 @@ def test_a_lost_server_fails_its_trials_and_is_replaced(launcher, app):
             os.kill(int(path.stem), signal.SIGKILL)  # `sleep`, which has no reason to notice
 
 
-def test_a_library_may_reset_signals_when_it_sees_a_fork(launcher, app, monkeypatch):
-    """As uvloop does, which MLflow's server brings along."""
-    (app.parent / "resetting.py").write_text(
-        "import os, signal\nos.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))\n"
-    )
-    monkeypatch.syspath_prepend(app.parent)
-    made = launcher(preload=["resetting"])
-    assert values(made.launch([["x=1"], ["x=2"]], 0)) == [1, 4]
-
-
 def test_a_module_that_cannot_be_preloaded_is_named(launcher):
     launched = launcher(preload=["no_such_module"])
     with pytest.raises(HydraException, match=r"preload.*no_such_module"):
