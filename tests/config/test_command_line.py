@@ -122,6 +122,14 @@ def test_faults_of_the_program_keep_their_traceback(monkeypatch):
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
+def test_what_is_not_supported_is_said_at_the_door(monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(os, "name", "nt")
+        cli.run(pytest.fail)
+    assert ended.value.code == 1
+    assert "use Linux or macOS (on Windows, WSL)" in capsys.readouterr().err
+
+
 def test_a_good_run_says_where_to_look(script, tmp_path):
     outcome = script("train", *SMALL, *IID)
     assert outcome.status == 0 and outcome.err == ""

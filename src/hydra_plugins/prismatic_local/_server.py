@@ -85,10 +85,10 @@ class ForkServer:
             start_new_session=True,  # Ctrl-C is for the sweep, which then closes this
         )
         theirs.close()
-        self.connection.send(load)
+        self.send(load)
 
-    def send(self, order: Order | int) -> None:
-        """Start a trial, or stop one; if the server is gone, `ended` will say so."""
+    def send(self, order: Load | Order | int | None) -> None:
+        """Load, start a trial, or stop one; if the server is gone, `ended` will say so."""
         with suppress(OSError):
             self.connection.send(order)
 

@@ -53,9 +53,10 @@ class LocalLauncher(Launcher):
 
     `executor` is one of:
 
-    - `fork`: forks of a server that has the modules in `preload` loaded; ready in a moment.
-    - `process`: a fresh python each, for trials on several devices: Lightning's ddp runs
-      `sys.argv` again for its further ranks.
+    - `fork`: forks of a server that has loaded the script, the modules in `preload` and the task;
+      ready in a moment. A task that has no name in its module is sent as a copy.
+    - `process`: a fresh python each that runs the sweep's own program, for trials on several
+      devices: Lightning's ddp runs `sys.argv` again for its further ranks.
     - `inline`: in this process, one after another, for a debugger.
 
     Each process of a trial has `threads` OpenMP threads (null: OMP_NUM_THREADS of the environment,

@@ -144,6 +144,8 @@ def run(main: Callable[[], object]) -> None:
     known = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(SOURCES), *known]))
     try:
+        if os.name != "posix":  # it locks files and forks trials as these do
+            raise OSError(f"{sys.platform} is not supported: use Linux or macOS (on Windows, WSL)")
         refuse_numbers(sys.argv[1:])
         if further_rank(os.environ):
             sys.argv += LEAVE_NOTHING
