@@ -122,11 +122,6 @@ def test_an_unknown_objective_stops_at_the_first_validation(tmp_path):
         run(config, tmp_path)
 
 
-def test_an_objective_without_any_validation_is_told(tmp_path):
-    with pytest.raises(ValueError, match="objective='loss/val' is not valid: choose one of edge"):
-        run(tiny("trainer.limit_val_batches=0"), tmp_path)
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -1,6 +1,7 @@
 """One training, whole: a configuration becomes objects, is trained, and can be loaded again."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from prismatic.config.checks import check, check_ranks, pinned
 from prismatic.config.paths import in_sweep
 from prismatic.data import Task
-from prismatic.errors import one_of
+from prismatic.errors import one_of, require
 from prismatic.files import write_text
 from prismatic.models import Transformer
 from prismatic.run_folder.contents import (
     CHECKPOINTS,
     METRICS,
+    earlier_part,
     read_checkpoint,
     read_run,
     require_resumable,
@@ -31,6 +33,8 @@ from prismatic.run_folder.summary import report_strength, summarise
 from prismatic.tracking import UNSENT, objective_metric
 from prismatic.tracking.logger import MLflowLogger
 from prismatic.training import Learner, Objectives, Optimization, TaskData
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,18 +113,28 @@ def train(
 ) -> dict[str, float]:
     """Train once and return the last metrics, which are also left in `run_dir`.
 
+    With `resume=auto`, and as a trial that a sweep runs again, it goes on from its own checkpoint.
     A training that fails ends the logger's run as failed; one that does not leaves it open, since
     more may follow.
     """
     try:
         parts = build(config, run_dir, logger, callbacks)
-        if config.ckpt_path is not None:
-            limit = parts.trainer.max_steps
-            require_resumable(Path(config.ckpt_path), parts.learner.state_dict(), limit)
+        checkpoint, limit = config.ckpt_path, parts.trainer.max_steps
+        again, alone = config.get("resume") == "auto", parts.trainer.world_size == 1
+        require(alone or not again, "resume", "auto", "with several processes give a ckpt_path")
+        if alone and checkpoint is None and (again or in_sweep()):
+            checkpoint, metrics = earlier_part(run_dir, config)
+            if again and metrics is not None:
+                log.info(f"{run_dir} holds the finished run: remove the folder to train anew")
+                if logger is not None:
+                    logger.log_metrics(metrics, max(limit, 0))
+                return metrics
+        if checkpoint is not None:
+            require_resumable(Path(checkpoint), parts.learner.state_dict(), limit)
         record(config, run_dir, parts.task, model=parts.model, logger=logger)
         report_strength(parts.model, logger)
         begun = time.perf_counter()
-        parts.trainer.fit(parts.learner, parts.data, ckpt_path=config.ckpt_path, weights_only=True)
+        parts.trainer.fit(parts.learner, parts.data, ckpt_path=checkpoint, weights_only=True)
         metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         metrics["time/fit"] = time.perf_counter() - begun
     except BaseException:
@@ -142,8 +156,13 @@ def conclude(
     config: DictConfig, metrics: Mapping[str, float], logger: MLflowLogger | None
 ) -> float | dict[str, float]:
     """The objective among a run's metrics, or several by name; the logger's run ends with them."""
-    for name in objectives(config):
-        one_of("objective", name, tuple(sorted(metrics)))
+    try:
+        for name in objectives(config):
+            one_of("objective", name, tuple(sorted(metrics)))
+    except ValueError:
+        if logger is not None:
+            logger.finalize("failed")
+        raise
     values = {name: metrics[name] for name in objectives(config)}
     if logger is not None:
         renamed = {objective_metric(name): value for name, value in values.items()}

@@ -64,7 +64,8 @@ def callbacks_of(
     config: DictConfig, trial: TrialProgress | None
 ) -> list[Objectives | TrialProgress]:
     """What watches each training, besides the configuration's own callbacks."""
-    own = [name for name in objectives(config) if name not in (EXCESS, RELATIVE)]
+    beside_twin = (EXCESS, RELATIVE) if config.twin else ()
+    own = [name for name in objectives(config) if name not in beside_twin]
     return [Objectives(own), *([trial] if trial is not None else [])]
 
 
@@ -114,7 +115,7 @@ def dense_twins(config: DictConfig, seeds: Sequence[int]) -> Iterator[Path]:
     Trained by the first process that asks, and kept in the folder `twin` for all others.
     """
     dense = config.copy()
-    dense.seeds, dense.twin, dense.ckpt_path = None, None, None
+    dense.seeds, dense.twin, dense.ckpt_path, dense.resume = None, None, None, None
     dense.objective, dense.tags, dense.logger = "loss/val", {}, {}
     dense.callbacks = {"predictions": {"_target_": "prismatic.training.Predictions"}}
     dense.guard = {}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from prismatic.data import IGNORE
-from prismatic.measures.held_out import BINS, Calibration
+from prismatic.measures.held_out import BINS, Calibration, HeldOut, metric_names
 
-from .test_views import CPU
+from .test_views import CPU, model
 
 
 def predictions() -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,3 +60,13 @@ def test_calibration_that_are_not_numbers_are_counted():
     sums = Calibration(CPU)
     sums.update(logits * math.nan, targets)
     assert float(sums.bin_K3[:, 2].sum()) == int((targets != IGNORE).sum())
+
+
+def test_domains_that_differ_in_characters_that_no_metric_may_have_stay_apart():
+    domains = ["C++.txt", "C##.txt", "C__.txt_2", "plain"]
+    names = metric_names(domains)
+    assert len(set(names)) == 4 and names[0] == "C__.txt" and names[3] == "plain"
+    held_out = HeldOut(model(), len(domains), CPU)
+    held_out.loss_D += torch.tensor([1.0, 2.0, 3.0, 4.0])
+    held_out.count_D += 1
+    assert list(held_out.losses(domains)[1].values()) == [1, 2, 3, 4]

@@ -101,7 +101,16 @@ RESUMED = {
     "accumulated": ["trainer.accumulate_grad_batches=2"],
     "recurrent": ["model.depth=3", "loss=eml"],
     "from between": ["trainer.val_check_interval=8"],
-}
+    "limited": ["trainer.limit_train_batches=3", "trainer.val_check_interval=8"],
+    "reloaded": [
+        "trainer.limit_train_batches=3", "+trainer.reload_dataloaders_every_n_epochs=1",
+    ],
+    "limited and accumulated": [
+        "trainer.limit_train_batches=4", "trainer.accumulate_grad_batches=2",
+        "trainer.val_check_interval=7",
+    ],
+    "overfitted": ["trainer.overfit_batches=3"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from hydra.utils import instantiate
+from hydra.utils import instantiate, to_absolute_path
 from omegaconf import DictConfig
 
 from prismatic.errors import one_of, require
@@ -17,7 +17,7 @@ GROUPS = (
     "data", "model", "router", "perturbation", "focal", "loss", "optim", "trainer", "callbacks",
     "logger", "guard",
 )  # fmt: skip
-VALUES = ("seed", "seeds", "ckpt_path", "objective", "tags", "twin")
+VALUES = ("seed", "seeds", "ckpt_path", "resume", "objective", "tags", "twin")
 
 
 def check(config: DictConfig) -> None:
@@ -30,6 +30,10 @@ def check(config: DictConfig) -> None:
     for seed in [config.seed, *(config.seeds or ())]:
         whole = isinstance(seed, int) and 0 <= seed < 2**32
         require(whole, "seed", seed, "give a whole number from 0 to 2**32 - 1")
+    resume = config.get("resume")  # a run of before it was there has none
+    alone = config.ckpt_path is None or resume is None
+    wanted = "give null or auto, and no ckpt_path beside auto"
+    require(resume in (None, "auto") and alone, "resume", resume, wanted)
     wanted = "name a metric such as loss/val, or a list of metrics"
     require(bool(config.objective), "objective", config.objective, wanted)
     steps, interval = config.trainer.max_steps, config.trainer.val_check_interval
@@ -37,8 +41,26 @@ def check(config: DictConfig) -> None:
     require(counted, "trainer.max_steps", steps, "give a whole number >= 1, or -1 for no end")
     whole = isinstance(interval, int) and interval >= 1
     require(whole, "trainer.val_check_interval", interval, "give a whole number >= 1")
+    check_batches(config.trainer)
     for group in ("perturbation", "focal"):
         instantiate(config[group])  # a value that no router reads must be a good one, too
+
+
+def check_batches(trainer: DictConfig) -> None:
+    """Refuse what would end an accumulation early, which Lightning does without a word."""
+    per_step = trainer.accumulate_grad_batches
+    whole = isinstance(per_step, int) and per_step >= 1
+    require(whole, "trainer.accumulate_grad_batches", per_step, "give a whole number >= 1")
+    wanted = f"give a multiple of trainer.accumulate_grad_batches={per_step}"
+    for name, absent in (("limit_train_batches", None), ("overfit_batches", 0)):
+        value = trainer.get(name)
+        whole = isinstance(value, int) and value > 0 and value % per_step == 0
+        require(value == absent or whole, f"trainer.{name}", value, f"{wanted}, or leave it out")
+    require(
+        trainer.precision != "16-true", "trainer.precision", trainer.precision,
+        "in float16 AdamW's epsilon is 0, so a weight without a gradient becomes NaN; "
+        "choose bf16-true, 16-mixed or 32-true",
+    )  # fmt: skip
 
 
 def check_ranks(trainer: "Trainer", batch_size: int, in_sweep: bool) -> None:
@@ -61,8 +83,10 @@ def pinned(config: DictConfig) -> DictConfig:
 
     check(config)
     config = config.copy()
-    if config.data.get("path"):
-        config.data.path = str(Path(config.data.path).expanduser().absolute())
+    # Relative to where the command was given: hydra.job.chdir=true has left that folder.
+    for node, key in ((config.data, "path"), (config, "ckpt_path"), (config, "twin")):
+        if node.get(key):
+            node[key] = to_absolute_path(str(Path(str(node[key])).expanduser()))
     trainer = config.trainer
     if trainer.accelerator == "auto" and not torch.cuda.is_available():
         trainer.accelerator = "cpu"  # Apple's GPU has no float64, which positions need

@@ -61,9 +61,7 @@ def study_name(*, _root_: DictConfig) -> str:
     typed: Any = _unresolved(hydra.overrides.task)
     overrides = OverridesParser.create().parse_overrides(typed)
     varies = [o.get_key_element() for o in overrides if o.is_sweep_override()]
-    own = {str(key): node for key, node in _unresolved(_root_).items() if key != "hydra"}
-    asked = [own, _unresolved(hydra.sweeper.params), sorted(typed)]
-    digest = hashlib.sha256(json.dumps(asked, default=str, sort_keys=True).encode()).hexdigest()
+    digest = _digest([_own(_root_), _unresolved(hydra.sweeper.params), sorted(typed)])
     label = hydra.runtime.choices.get("grid") or "_x_".join(varies) or "sweep"
     label = re.sub(r"[^\w.-]", ".", label)[:60]
     return f"{label}-{digest[:6]}"
@@ -73,9 +71,26 @@ def _unresolved(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=False)
 
 
+def _own(config: DictConfig) -> dict[str, Any]:
+    """A configuration without Hydra's part, as it was typed."""
+    return {str(key): node for key, node in _unresolved(config).items() if key != "hydra"}
+
+
+def _digest(asked: Any) -> str:
+    text = json.dumps(asked, default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def study_or(otherwise: str, *, _root_: DictConfig) -> str:
     """`${prismatic.study_or:...}`: what the sweeper calls its study, or else this name."""
     return OmegaConf.select(_root_, "hydra.sweeper.study_name") or otherwise
+
+
+def run_folder(new: str, *, _root_: DictConfig) -> str:
+    """`${prismatic.run_folder:...}`: this, or with resume=auto what the same command has again."""
+    if _root_.get("resume") != "auto":
+        return new
+    return f"auto/{_digest(_own(_root_))}"
 
 
 def register() -> None:
@@ -87,6 +102,7 @@ def register() -> None:
         "env": variable,
         "study_name": study_name,
         "study_or": study_or,
+        "run_folder": run_folder,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"prismatic.{name}", resolver, replace=True)

@@ -6,6 +6,7 @@ S sequences, L passes, E views, M heads, X and Y the two tokens of a mixed task.
 
 import re
 from collections.abc import Sequence
+from itertools import count
 
 import torch
 from torch.nn import functional as F
@@ -18,6 +19,18 @@ from .routing import RoutingMeasure, is_routed, routing_by_row
 
 PROBE_ROWS = 24  # held-out sequences on which views are compared and attention is looked at
 BINS, SURPRISE_BINS, MOST_SURPRISE = 15, 64, 16.0  # of confidence; of -ln p, in nats
+
+
+def metric_names(domains: Sequence[str]) -> list[str]:
+    """The domains as parts of metrics' names: with other characters than MLflow takes as `_`, and
+    still distinct, by a number where they would not be.
+    """
+    names: list[str] = []
+    for domain in domains:
+        safe = re.sub(r"[^\w .:-]", "_", domain)
+        tries = (safe if k == 1 else f"{safe}_{k}" for k in count(1))
+        names.append(next(name for name in tries if name not in names))
+    return names
 
 
 class HeldOut:
@@ -43,8 +56,7 @@ class HeldOut:
 
     def losses(self, domains: Sequence[str]) -> tuple[float, dict[str, float]]:
         """Mean loss in nats per token, and that of each domain that was seen."""
-        names = [re.sub(r"[^\w .:-]", "_", domain) for domain in domains]
-        sums = zip(names, self.loss_D.tolist(), self.count_D.tolist(), strict=True)
+        sums = zip(metric_names(domains), self.loss_D.tolist(), self.count_D.tolist(), strict=True)
         by_domain = {name: loss / count for name, loss, count in sums if count}
         return float(self.loss_D.sum() / self.count_D.sum()), by_domain
 

@@ -57,6 +57,13 @@ def amend(path: Path, step: int, about: Mapping[str, Any]) -> None:
     append_line(path, json.dumps({"step": step, "about": {**about, "as_of": step}}))
 
 
+def rewind(path: Path, step: int) -> None:
+    """Forget what is later than a step, from which a run goes on."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    write_text(path, "".join(line for line in whole if json.loads(line).get("step", 0) <= step))
+
+
 def note(path: Path, step: int, name: str, message: str, remedy: str) -> None:
     """Add an alarm at a step."""
     alarm = {"name": name, "message": message, "remedy": remedy}

@@ -51,6 +51,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def earlier_part(run_dir: Path, config: DictConfig) -> tuple[Path | None, dict[str, float] | None]:
+    """What a run of this very configuration left in its folder: the checkpoint to go on from, and
+    the metrics if it came to its end.
+    """
+    kept, last = run_dir / CONFIG, run_dir / CHECKPOINTS / "last.ckpt"
+    if not kept.is_file() or kept.read_text() != OmegaConf.to_yaml(config, resolve=True):
+        return None, None
+    limit = config.trainer.max_steps
+    if last.is_file() and (limit < 0 or read_checkpoint(last)["global_step"] < limit):
+        return last, None
+    metrics = run_dir / METRICS
+    return None, json.loads(metrics.read_text()) if metrics.is_file() else None
+
+
 def require_resumable(path: Path, state: dict[str, torch.Tensor], max_steps: int) -> None:
     """Raise `ValueError` unless a run with this state can go on from the checkpoint."""
     checkpoint = read_checkpoint(path)

@@ -11,9 +11,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 from scipy.special import logsumexp
 
-from prismatic.errors import require
-
-from .checks import finite, share
+from .checks import finite, require, share
 
 
 def straight(growth: float, depth_L: np.ndarray) -> np.ndarray:

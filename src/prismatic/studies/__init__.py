@@ -1,15 +1,12 @@
-"""Studies: from a claim of the source documents to a verdict, by a protocol fixed beforehand.
+"""Studies: from a claim of the source documents to a verdict, by a protocol fixed beforehand."""
 
-The engine is here; what belongs to one study alone is in `protocols/<study>.py`.
-"""
-
-from .claims import Claim, Contrast, Frequency, PairedClaim, UnjudgeableError, values
-from .figures import StudyFigure
+from .claims import ASSAY, Claim, Contrast, Finding, Frequency, UnjudgeableError, values
 from .main import build, main
-from .study import ASSAY, Judgement, Study, Tier, judge
+from .spec import Picture, Study, Tier
 from .summary import Summary
+from .verdict import Judgement, judge
 
 __all__ = [
-    "ASSAY", "Claim", "Contrast", "Frequency", "Judgement", "PairedClaim", "Study", "StudyFigure",
+    "ASSAY", "Claim", "Contrast", "Finding", "Frequency", "Judgement", "Picture", "Study",
     "Summary", "Tier", "UnjudgeableError", "build", "judge", "main", "values",
 ]  # fmt: skip

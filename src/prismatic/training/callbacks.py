@@ -4,8 +4,12 @@ import io
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from prismatic.errors import DiskFullError, naming_full_disk, one_of, require
@@ -29,6 +34,8 @@ from .module import Learner
 
 PREDICTIONS = "predictions.pt"  # log-probabilities
 STOP = "stop"  # the file by which a sweep ends a run; holds the reason
+# What there is to be an objective without any validation.
+IN_TRAINING = ("loss/train", "loss/criterion", "optim/lr", "edge/grad_norm")
 
 log = logging.getLogger(__name__)
 
@@ -103,14 +110,25 @@ class Clock(pl.Callback):
 
 
 class Objectives(pl.Callback):
-    """Stops at the first validation when an objective's name is not among the metrics."""
+    """Refuses an objective that is not measured: at the first validation, if not before training.
+
+    Also at the end, before a logger is told that the run succeeded.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name in self.names if trainer.limit_val_batches == 0 else ():
+            wanted = f"the objective {name} is measured at a validation; give null or a number >= 1"
+            require(name in IN_TRAINING, "trainer.limit_val_batches", 0, wanted)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name in self.names:
             one_of("objective", name, tuple(sorted(trainer.callback_metrics)))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_validation_end(trainer, pl_module)
 
 
 class TrialProgress(pl.Callback):
@@ -182,9 +200,17 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Keeps `checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run's folder."""
+    """Keeps `checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run's folder.
 
-    def __init__(self, monitor: str = "loss/val", mode: str = "min") -> None:
+    SIGTERM, and SIGUSR1 as a cluster sends it before a time limit, save the last one before the
+    process ends with status 143. With `resume` "auto" the same command goes on from there, so SLURM
+    is asked after SIGUSR1 to run it again.
+    """
+
+    def __init__(
+        self, monitor: str = "loss/val", mode: str = "min", resume: str | None = None
+    ) -> None:
+        self.resume, self.time_is_up = resume, False
         super().__init__(
             monitor=monitor, mode=mode, filename="best", save_last=True,
             auto_insert_metric_name=False, enable_version_counter=False,
@@ -193,7 +219,37 @@ class Checkpoints(ModelCheckpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.dirpath = os.path.join(trainer.default_root_dir, "checkpoints")
         trainer.strategy.checkpoint_io = WholeCheckpoints()
-        super().setup(trainer, pl_module, stage)
+        # Before Lightning's own handler for SLURM, which saves in the middle of a step.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self.end_soon)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            super().setup(trainer, pl_module, stage)
+
+    def end_soon(self, *args: Any) -> None:
+        """Lightning ends a training after SIGTERM as soon as a batch is done."""
+        self.time_is_up = True
+        signal.raise_signal(signal.SIGTERM)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, SIGTERMException):
+            return
+        if not self._should_skip_saving_checkpoint(trainer):
+            if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
+                return  # broken weights shall not take the place of sound ones
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if trainer.is_global_zero:
+            again = (
+                "repeat the command"
+                if self.resume == "auto"
+                else f"ckpt_path={self.last_model_path}"
+            )
+            log.warning(f"ended by a signal at step {trainer.global_step}; to go on: {again}")
+            job = os.environ.get("SLURM_JOB_ID")
+            if job and self.time_is_up and self.resume == "auto":
+                subprocess.run(["scontrol", "requeue", job], check=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)

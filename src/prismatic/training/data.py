@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,22 +13,34 @@ from prismatic.errors import require
 
 
 class TrainBatches(IterableDataset):
-    """A rank's rows of the training batches `start`, `start` + 1, ... up to `stop`."""
+    """A rank's rows of the training batches, from where the trainer stands to its last step.
 
-    def __init__(
-        self, task: Task, batch_size: int, seed: int, start: int, stop: int | None,
-        repeat: int | None, rank: int, world: int,
-    ) -> None:  # fmt: skip
-        self.task, self.batch_size, self.seed = task, batch_size, seed
-        self.indices = range(start, stop) if stop is not None else count(start)
-        self.repeat, self.rank, self.world = repeat, rank, world
+    The optimiser's steps are all that says where that is. Lightning iterates anew after each of its
+    epochs, of which there are several under `limit_train_batches`, and after a restart.
+    """
+
+    def __init__(self, task: Task, batch_size: int, seed: int, trainer: pl.Trainer) -> None:
+        self.task, self.batch_size, self.seed, self.trainer = task, batch_size, seed, trainer
 
     def __iter__(self) -> Iterator[Batch]:
-        for index in self.indices:
+        trainer, per_step = self.trainer, self.trainer.accumulate_grad_batches
+        start, stop = trainer.global_step * per_step, trainer.max_steps * per_step
+        repeat = int(trainer.overfit_batches)  # type: ignore[attr-defined]
+        for index in range(start, stop) if stop > 0 else count(start):
             batch = self.task.train_batch(
-                index % self.repeat if self.repeat else index, self.batch_size, self.seed
+                index % repeat if repeat else index, self.batch_size, self.seed
             )
-            yield Batch(*(tensor[self.rank :: self.world] for tensor in batch))
+            yield Batch(*(tensor[trainer.global_rank :: trainer.world_size] for tensor in batch))
+
+
+class ResumableLoader(DataLoader):
+    """Tells Lightning that the batches go on where they stopped, as `TrainBatches` sees to."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 class TaskData(pl.LightningDataModule):
@@ -38,16 +51,9 @@ class TaskData(pl.LightningDataModule):
         self.task, self.batch_size, self.seed = task, batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        assert trainer is not None
-        per_step = trainer.accumulate_grad_batches
-        stop = trainer.max_steps * per_step if trainer.max_steps > 0 else None
-        batches = TrainBatches(
-            self.task, self.batch_size, self.seed, trainer.global_step * per_step, stop,
-            int(trainer.overfit_batches) or None,  # type: ignore[attr-defined]
-            trainer.global_rank, trainer.world_size,
-        )  # fmt: skip
-        return DataLoader(batches, batch_size=None)
+        assert self.trainer is not None
+        batches = TrainBatches(self.task, self.batch_size, self.seed, self.trainer)
+        return ResumableLoader(batches, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
         """Every held-out row once, in the same batches however many ranks share them.

@@ -73,8 +73,9 @@ class Diagnostics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         described = describe_run(pl_module.model, pl_module.task)  # by all ranks: each has a share
-        if trainer.is_global_zero and not (trainer.global_step and self.path.exists()):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero and trainer.global_step and self.path.exists():
+            record.rewind(self.path, trainer.global_step)
+        elif trainer.is_global_zero:
             record.begin(self.path, described)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:

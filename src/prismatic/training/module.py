@@ -38,6 +38,23 @@ def refuse_leaks(model: Transformer, task: Task) -> None:
         )
 
 
+def go_on_from_step(checkpoint: dict[str, Any], batches_per_step: int) -> None:
+    """Let Lightning's loops go on from the checkpoint's step alone, whatever they were doing.
+
+    A half accumulated step begins anew, since its gradients are lost; so does an epoch, which here
+    is no more than `limit_train_batches`; and so does a validation that was cut short.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    training, validation = (loops[f"epoch_loop.{name}batch_progress"] for name in ("", "val_loop."))
+    done = checkpoint["global_step"] * batches_per_step
+    training["total"] = dict.fromkeys(training["total"], done)
+    training["current"] = dict.fromkeys(training["current"], 0)
+    if validation["current"]["completed"] and not validation["is_last_batch"]:
+        validation["current"] = dict.fromkeys(validation["current"], 0)
+        # Lightning takes up a validation of which a batch was begun and not processed.
+        validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+
 class Learner(pl.LightningModule):
     """Trains a `Transformer` on a `Task` and records losses, routing and views.
 
@@ -141,6 +158,8 @@ class Learner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.log_norms, self.best_loss = list(checkpoint["log_norms"]), checkpoint["best_loss"]
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is of one process
+        go_on_from_step(checkpoint, self.trainer.accumulate_grad_batches)
 
     @property
     def live(self) -> dict[str, float]:

@@ -1,15 +1,17 @@
-"""Pictures lie in the run's folder and in its loggers, whichever way the run ends."""
+"""What accompanies training: pictures in the folder and the loggers, progress, objectives."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import CSVLogger
 
-from prismatic.experiment import build
+from prismatic import replicas
+from prismatic.experiment import build, conclude, train
 from prismatic.report import record
-from prismatic.training import DivergedError, Pictures
+from prismatic.training import DivergedError, Objectives, Pictures
 
 from ..tiny import tiny
 
@@ -104,3 +106,62 @@ def test_a_run_without_a_record_has_no_pictures(tmp_path):
 def test_a_cadence_must_be_a_count(tmp_path):
     with pytest.raises(ValueError, match=r"callbacks.pictures.every=-1 .* whole number >= 0"):
         Pictures(-1)
+
+
+def fit_with_bar(folder, *overrides):
+    bar = ["callbacks=default", *(f"~callbacks.{name}" for name in ("checkpoint", "pictures"))]
+    parts = build(tiny(*bar, "trainer.val_check_interval=2", *overrides), folder)
+    parts.trainer.fit(parts.learner, parts.data)
+
+
+def test_a_redirected_log_has_a_line_per_validation(tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    fit_with_bar(tmp_path, "callbacks.progress.refresh_rate=1")
+    lines = [line for line in caplog.messages if line.startswith("step ")]
+    assert [line.split(",")[0] for line in lines] == ["step 2 of 4", "step 4 of 4"]
+    assert all(", loss " in line and ", validation loss " in line for line in lines)
+    assert not any(capsys.readouterr()), "no bar"
+
+
+def test_between_validations_there_is_a_line_every_so_often(tmp_path, caplog):
+    caplog.set_level("INFO")
+    fit_with_bar(tmp_path, "+callbacks.progress.seconds=0", "trainer.limit_val_batches=0")
+    steps = [line.split(",")[0] for line in caplog.messages if line.startswith("step ")]
+    assert steps == [f"step {step} of 4" for step in (1, 2, 3, 4)]
+
+
+def test_a_terminal_has_a_bar(tmp_path, caplog, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    fit_with_bar(tmp_path, "callbacks.progress.refresh_rate=1")
+    assert "4/4" in capsys.readouterr().out
+    assert not any(line.startswith("step ") for line in caplog.messages)
+
+
+@pytest.mark.parametrize("name", ["loss/val", "views/relative_norm"])
+def test_an_objective_that_needs_a_validation_is_refused_before_training(name, tmp_path):
+    config = tiny("trainer.limit_val_batches=0", f"objective={name}")
+    with pytest.raises(ValueError, match=rf"limit_val_batches=0 .*objective {name} is measured"):
+        train(config, tmp_path, callbacks=[Objectives([name]), Never()])
+
+
+class Never(Callback):
+    def on_train_batch_start(self, *args):
+        pytest.fail("it trains")
+
+
+def test_without_validation_a_run_may_have_an_objective_of_its_training(tmp_path):
+    config = tiny("trainer.limit_val_batches=0", "objective=loss/train", "callbacks=default")
+    config.callbacks = {"checkpoint": config.callbacks.checkpoint}
+    assert replicas.run(config, tmp_path) > 0
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_run_counts_as_finished_only_after_its_last_check(tmp_path):
+    ended = []
+    logger = SimpleNamespace(log_metrics=lambda *args: None, finalize=ended.append)
+    with pytest.raises(ValueError, match="objective='loss/excess' is not valid"):
+        conclude(tiny("objective=loss/excess"), {"loss/val": 1.0}, logger)
+    assert ended == ["failed"]
+    with pytest.raises(ValueError, match="objective='loss/excess' is not valid"):
+        replicas.run(tiny("objective=loss/excess", "trainer.max_steps=8"), tmp_path)
+    assert not (tmp_path / "metrics.json").exists(), "found at the first validation"

@@ -1,1 +1,0 @@
-"""One file per study: its probes, claims and figures together."""
