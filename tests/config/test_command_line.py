@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from prismatic.config import command_line as cli
 from prismatic.files import write_text
@@ -143,6 +144,12 @@ def process(*arguments, **environment):
         [sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True,
         timeout=120,
     )  # fmt: skip
+
+
+def test_an_override_is_taken_as_it_was_typed():
+    typed = OmegaConf.create(["prompt=${nothing}", "+x=1"])
+    with pytest.raises(ValueError, match=r"^\+x=1: there is no key x"):
+        cli.refuse_added(typed, ["prompt"])
 
 
 @pytest.mark.parametrize("full", ["0", "1"])

@@ -35,7 +35,11 @@ def write_sweep(folder, *trials, names=("d", "loss"), options=None, **config):
     hydra = {
         "sweeper": {"storage": None, **(options or {})},
         "overrides": {
-            "task": ["optuna=x"], "hydra": ["hydra.launcher.n_jobs=2", "hydra.mode=MULTIRUN"]
+            "task": ["optuna=x"],
+            "hydra": [
+                "hydra.launcher.n_jobs=2", "hydra.sweep.subdir=${hydra.job.num}",
+                "hydra.mode=MULTIRUN",
+            ],
         },
         "runtime": {"config_sources": [{"provider": "command-line", "path": "/my/conf"}]},
     }  # fmt: skip
@@ -107,6 +111,7 @@ def test_the_sweeps_own_command_runs_in_another_folder_and_its_failure_is_ours(
     assert command[2:6] == [
         "--multirun", "--config-dir=/my/conf", "optuna=x", "hydra.launcher.n_jobs=2"
     ]  # fmt: skip
+    assert command[6] == "hydra.sweep.subdir=${hydra.job.num}"  # known in a trial only
     parsed = parse(command[5:])
     assert parsed["hydra.sweep.dir"] == str(sweep.folder / "fresh") and parsed["seeds"] == [5]
     assert parsed["hydra.sweeper.sampler"] == "random"

@@ -72,6 +72,7 @@ def surroundings(config):
         "pid": os.getpid(),
         "session": os.getsid(0),
         "argv": sys.argv,
+        "command": sys.orig_argv,
         "environment": dict(os.environ),
         "mode": str(hydra_config.mode),
         "job": [hydra_config.job.num, hydra_config.job.id, hydra_config.job.name],

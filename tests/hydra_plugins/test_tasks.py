@@ -120,7 +120,7 @@ def test_a_script_without_a_guard(sweep):
     """`fork` would start the sweep again by importing it, and says so; a command may run it."""
     done = sweep(["unguarded.py"], "fork")
     assert done.returncode == 1 and results(sweep) == []
-    assert 'Let it start Hydra under `if __name__ == "__main__":`' in done.stderr
+    assert 'a script starts Hydra under `if __name__ == "__main__":` alone' in done.stderr
     assert "executor=process" in done.stderr and "Traceback" not in done.stderr
     done = sweep(["unguarded.py"], "process")
     assert (done.returncode, results(sweep)) == (0, [7, 9]), done.stderr

@@ -8,11 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prismatic.models import ATTENTIONS, INITS, MLPS, NORMS, POSITIONS, Transformer
+from prismatic.models import INITS, MLPS, NORMS, POSITIONS, Attention, Transformer
 from prismatic.perturb import Focal, Perturbation
 from prismatic.routers import ConstantRouter, DenseRouter, PrismaticRouter, SmearRouter
+from prismatic.studies.protocols.floor import Constant, FromKey, FromQuery, Uniform
 
 VOCAB, SEQ_LEN = 11, 12
+ATTENTIONS = {
+    "full": Attention, "uniform": Uniform, "constant": Constant, "query": FromQuery, "key": FromKey,
+}  # fmt: skip
 WIDE = Focal(units="fraction", length=0.4, wavelength=1.1)
 STRONG = Perturbation(sparsity=0.5, scale=0.9)
 PAIRS = [
@@ -136,7 +140,7 @@ VARIANTS = [
     {"bias": True},
     {"mlp_ratio": 1.5},
     {"norm": nn.Identity, "mlp": None},
-    *({"attention": name} for name in ATTENTIONS),
+    *({"attention": kind} for kind in ATTENTIONS.values()),
     {"norm_placement": "post"},
     {"norm_placement": "post", "residual": False, "init": "xavier"},
     {"residual": False, "init": "xavier"},
@@ -249,7 +253,7 @@ OTHER_PARTS = {"bias": True, "mlp": "swiglu", "norm": "rmsnorm"}
 STUDIED = [
     {"norm_placement": "post", "qk_norm": "rmsnorm", "qk_gain": 2.0},
     {"residual": False, "final_norm": False, "qk_norm": "layernorm", "init": "xavier"},
-    *({"attention": name, "mlp": "none"} for name in ATTENTIONS if name != "full"),
+    *({"attention": kind, "mlp": "none"} for name, kind in ATTENTIONS.items() if name != "full"),
 ]
 
 
@@ -341,11 +345,11 @@ REFUSED = [
     ({"mlp": "relu"}, "mlp='relu' .*gelu, swiglu, none"),
     ({"positions": "sinus"}, "positions='sinus' .*rope, learned, alibi, none"),
     ({"norm_placement": "middle"}, "norm_placement='middle' .*pre, post"),
-    ({"attention": "linear"}, "attention='linear' .*full, uniform, constant, query, key"),
+    ({"attention": "linear"}, "attention='linear' .*full"),
     ({"qk_norm": "l2"}, "qk_norm='l2' .*layernorm, rmsnorm, none"),
     ({"qk_gain": 0}, r"qk_gain=0 .*> 0"),
-    ({"attention": "uniform", "qk_norm": "rmsnorm"}, r"qk_norm=.*RMSNorm.*model\.attention=full"),
-    ({"attention": "constant", "qk_gain": 2}, r"qk_gain=2 .*model\.attention=full"),
+    ({"attention": Uniform, "qk_norm": "rmsnorm"}, r"qk_norm=.*RMSNorm.*model\.attention=full"),
+    ({"attention": Constant, "qk_gain": 2}, r"qk_gain=2 .*model\.attention=full"),
     ({"residual": "off"}, "residual='off' .*true or false"),
     ({"final_norm": 0}, "final_norm=0 .*true or false"),
     ({"init": "ones"}, "init='ones' .*normal_02, xavier, xavier_embed_02, zero_residual"),

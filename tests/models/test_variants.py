@@ -8,11 +8,22 @@ import torch
 from scipy.special import softmax
 from torch.nn import functional as F
 
-from prismatic.models import ATTENTIONS, POSITIONS, watched
+from prismatic.models import POSITIONS, watched
 from prismatic.perturb import change
 from prismatic.routers import PrismaticRouter
 
-from .test_transformer import CAUSAL, PAIRS, STRONG, STUDIED, WIDE, awake, model, prismatic, tokens
+from .test_transformer import (
+    ATTENTIONS,
+    CAUSAL,
+    PAIRS,
+    STRONG,
+    STUDIED,
+    WIDE,
+    awake,
+    model,
+    prismatic,
+    tokens,
+)
 
 DIM, HEADS, WIDTH, SEQ_LEN, SHORTER = 16, 2, 8, 12, 7
 X_BTD = torch.randn(3, SHORTER, DIM, generator=torch.Generator().manual_seed(0)).double()
@@ -198,9 +209,9 @@ def test_the_default_model_has_the_weights_it_always_had():
 
 
 def test_parts_may_be_objects_instead_of_names():
-    named = awake(model(attention="key", norm_placement="post"))
+    named = awake(model(attention="full", norm_placement="post"))
     from_objects = {
-        "attention": ATTENTIONS["key"],
+        "attention": ATTENTIONS["full"],
         "norm_placement": type(named.blocks[0].expert.mlp),
     }
     assert torch.equal(named(tokens()), awake(model(**from_objects))(tokens()))
@@ -229,7 +240,7 @@ def test_causal_routing_stays_causal(level, pool, options):
 
 
 def test_a_table_of_logits_is_merged_by_the_routing_of_the_query_position():
-    net = awake(model(router=prismatic(), attention="constant", num_layers=1)).double()
+    net = awake(model(router=prismatic(), attention=ATTENTIONS["constant"], num_layers=1)).double()
     seen = []
     with watched(net, lambda logits, probs: seen.append(logits)):
         net(tokens())
@@ -246,7 +257,7 @@ def test_a_table_of_logits_is_merged_by_the_routing_of_the_query_position():
 
 def test_the_routed_table_learns_and_moves_the_gate():
     router = partial(PrismaticRouter, num_experts=3, perturbation=STRONG, focal=WIDE)
-    net = awake(model(router=router, attention="constant"))
+    net = awake(model(router=router, attention=ATTENTIONS["constant"]))
     net(tokens()).square().sum().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name

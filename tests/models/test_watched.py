@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from prismatic.models import ATTENTIONS, POSITIONS, Attention, watched
+from prismatic.models import POSITIONS, Attention, watched
 
-from .test_transformer import PAIRS, awake, model, prismatic, tokens
+from .test_transformer import ATTENTIONS, PAIRS, awake, model, prismatic, tokens
 
 PARTS = [
     *({"positions": name} for name in POSITIONS),
-    *({"attention": name, "positions": "alibi"} for name in ATTENTIONS),
-    *({"attention": name} for name in ATTENTIONS),
+    *({"attention": kind, "positions": "alibi"} for kind in ATTENTIONS.values()),
+    *({"attention": kind} for kind in ATTENTIONS.values()),
     {"qk_norm": "layernorm", "qk_gain": 4.0},
 ]
 

@@ -10,7 +10,7 @@ from scipy import optimize
 from scipy.special import logsumexp
 
 from prismatic.stats import additive_floor, conditional_entropy, loss_ladder
-from prismatic.stats.additive import newton_step, pair_sums, possible_cells, proportional_fit
+from prismatic.stats.tables import newton_step, pair_sums, possible_cells, proportional_fit
 
 TEN = np.arange(10)
 SUM = TEN[:, None] + TEN

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from prismatic.stats import LAWS, growth_scores, optimum, paired_verdict
+from prismatic.stats import LAWS, family_findings, growth_scores, optimum
 
 KNOB = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
 
@@ -46,8 +46,8 @@ def test_a_linear_chain_grows_exponentially():
     chain = 1e-4 * 1.5 ** np.arange(32) * np.ones((6, 1))
     scores = growth_scores(chain)
     for law in ("constant", "linear", "power"):
-        verdict = paired_verdict(scores["exponential"], scores[law], smallest_effect=1e-3)
-        assert verdict.verdict == "supported"
+        lead = {law: scores["exponential"] - scores[law]}
+        assert family_findings(lead, smallest_effect=1e-3)[law].verdict == "supported"
 
 
 @pytest.mark.parametrize("law", sorted(LAWS))

@@ -9,21 +9,16 @@ from scipy import stats
 
 from prismatic.stats import (
     LAWS,
+    RULES,
     ar1_series,
-    association_test,
-    bootstrap_t_interval,
-    equivalence_p,
-    family_verdicts,
-    fisher_g_test,
+    family_findings,
     growth_scores,
     holm,
     optimum,
     periodicity_test,
     rank_correlation,
     sign_flip_p,
-    simultaneous_intervals,
     t_interval,
-    verdict_rates,
     walsh_test,
 )
 
@@ -62,37 +57,12 @@ def test_t_interval_covers_unless_differences_are_skewed(shape, n, coverage):
     assert t_coverage(shape, n) == pytest.approx(coverage, abs=0.01)
 
 
-def bootstrap_coverage(shape: str, n: int, studies: int = 1000) -> float:
-    draw = rng()
-    sample = SHAPES[shape].rvs((studies, n), random_state=draw)
-    ends = [bootstrap_t_interval(values, draw, draws=1000) for values in sample]
-    return float(np.mean([low <= 0 <= high for low, high in ends]))
-
-
-@pytest.mark.parametrize("n", [10, 30])
-@pytest.mark.parametrize("shape", sorted(SHAPES))
-def test_studentised_bootstrap_covers_also_what_is_skewed(shape, n):
-    least = {"normal": 0.95, "skewed": 0.94, "heavy": 0.92}[shape]
-    assert bootstrap_coverage(shape, n) >= least - margin(0.95, 1000)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
-def test_simultaneous_intervals_cover_all_at_once(correlation):
-    """Arms that share a baseline have correlated differences."""
-    draw, studies, arms, n = rng(), 2000, 5, 10
-    shared = np.sqrt(correlation) * draw.normal(size=(studies, 1, n))
-    table = shared + np.sqrt(1 - correlation) * draw.normal(size=(studies, arms, n))
-    ends = [simultaneous_intervals(study) for study in table]
-    together = np.mean([((low <= 0) & (high >= 0)).all() for low, high in ends])
-    assert together >= 0.95 - margin(0.95, studies)
-
-
-@pytest.mark.parametrize("n", [6, 10, 12, 30])
+@pytest.mark.parametrize("n", [6, 10, 12])
 @pytest.mark.parametrize("shape", ["normal", "heavy"])
 def test_sign_flips_reject_a_symmetric_null_at_most_as_often_as_they_say(shape, n):
     studies = 4000
     sample = SHAPES[shape].rvs((studies, n), random_state=rng())
-    rejected = (sign_flip_p(sample, rng(), draws=1999) < 0.05).mean()
+    rejected = (sign_flip_p(sample) < 0.05).mean()
     assert rejected <= 0.05 + margin(0.05, studies)
     assert rejected >= (0.03 if n == 6 else 0.045) - margin(0.05, studies)
 
@@ -105,24 +75,22 @@ def test_holm_rarely_rejects_any_true_null_of_a_family():
     assert wrong <= 0.05 + margin(0.05, studies)
 
 
-def test_equivalence_is_rarely_declared_at_the_margin():
-    draw, studies = rng(), 20_000
-    declared = (equivalence_p(draw.normal(0.5, 0.3, (studies, 10)), 0.5) < 0.05).mean()
-    assert declared == pytest.approx(0.05, abs=margin(0.05, studies))
+def rates(n: int, effect: float, spread: float, kind: str) -> dict[str, float]:
+    """How often each verdict is given in 4,000 studies, with D = 1."""
+    differences = rng().normal(effect, spread, (4000, n))
+    rule, p = RULES[kind], sign_flip_p(differences)
+    verdict = rule.judge(differences.mean(-1), t_interval(differences, rule.level), p, 1.0)
+    return {name: float((verdict == name).mean()) for name in ("supported", "refuted")}
 
 
-@pytest.mark.parametrize("n", [6, 10, 20])
+@pytest.mark.parametrize("n", [6, 10])
 @pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
 def test_the_three_way_rule_errs_rarely(n, spread):
     """`spread` is the deviation of the differences in units of D."""
-    rates = {
-        effect: verdict_rates(n, effect, spread, 1.0, rng(), studies=4000) for effect in (0.0, 1.0)
-    }
-    assert rates[0.0]["supported"] <= 0.025 + margin(0.025, 4000)
-    assert rates[1.0]["refuted"] <= 0.025 + margin(0.025, 4000)
-    edge = verdict_rates(n, 1.0, spread, 1.0, rng(), "no difference", studies=4000)
-    assert edge["supported"] <= 0.05 + margin(0.05, 4000)
-    assert edge["refuted"] <= 0.05 + margin(0.05, 4000)
+    assert rates(n, 0.0, spread, "greater")["supported"] <= 0.025 + margin(0.025, 4000)
+    assert rates(n, 1.0, spread, "greater")["refuted"] <= 0.025 + margin(0.025, 4000)
+    edge = rates(n, 1.0, spread, "no difference")
+    assert max(edge.values()) <= 0.05 + margin(0.05, 4000)
 
 
 def periodic_share(phi: float, amplitude: float = 0.0, period: float = 4, studies: int = 200):
@@ -143,31 +111,11 @@ def test_an_injected_sinusoid_is_found(phi):
     assert periodic_share(phi, amplitude=2.0, studies=50) >= 0.9
 
 
-def test_fishers_test_is_exact_for_white_noise_and_wrong_for_red():
-    draw, studies = rng(), 10_000
-    white = [fisher_g_test(series).p <= 0.05 for series in draw.normal(size=(studies, 31))]
-    assert np.mean(white) == pytest.approx(0.05, abs=margin(0.05, studies))
-    red = [fisher_g_test(series).p <= 0.05 for series in ar1_series(0.9, (500, 56), draw)]
-    assert np.mean(red) > 0.9
-
-
 def test_walsh_shares_of_any_order_are_rarely_called_a_pattern():
     draw, studies = rng(), 1000
     p = [walsh_test(draw.exponential(size=(10, 4)), draw, draws=199).p for _ in range(studies)]
     for name in p[0]:
         assert np.mean([test[name] <= 0.05 for test in p]) <= 0.05 + margin(0.05, studies)
-
-
-def test_views_that_ignore_the_domain_are_rarely_called_associated():
-    draw, studies, domain = rng(), 500, np.repeat([0, 1, 2], [30, 15, 5])
-    found = [
-        association_test(draw.dirichlet([0.3] * 4, 50), domain, draw, permutations=39)
-        for _ in range(studies)
-    ]
-    rejected = np.mean([test.p <= 0.05 for test in found])
-    assert rejected == pytest.approx(0.05, abs=margin(0.05, studies))
-    corrected = np.array([test.corrected for test in found])
-    assert abs(corrected.mean()) < 4 * corrected.std() / np.sqrt(studies)
 
 
 @pytest.mark.parametrize("curvature", [0.0, 0.002, 0.01])
@@ -188,7 +136,7 @@ def test_growth_is_called_exponential_when_it_is(law):
         scores = growth_scores(np.exp(LAWS[law](np.log(8.0), layer) + noise))
         best = scores.pop("exponential")
         gains = {name: best - score for name, score in scores.items()}
-        found = family_verdicts(gains, smallest_effect=1e-3)
+        found = family_findings(gains, smallest_effect=1e-3)
         called += all(verdict.verdict == "supported" for verdict in found.values())
     assert called >= 0.8 * studies if law == "exponential" else called <= 1
 

@@ -11,50 +11,19 @@ from scipy.linalg import hadamard
 
 from prismatic.stats import (
     ar1_series,
-    fisher_g_test,
     fit_ar1,
     lomb_scargle,
     periodicity_test,
     walsh_shares,
     walsh_test,
 )
-from prismatic.stats.spectra import WALSH_W4, fisher_g_p
+from prismatic.stats.spectra import WALSH_W4
 
 TRIPS = np.arange(64)
 
 
 def rng(seed: int = 4) -> np.random.Generator:
     return np.random.default_rng(seed)
-
-
-def test_fisher_g_p_is_what_fisher_tabulated():
-    # Critical shares at 5 %: Fisher (1929), table for n = 5, 10, 20 and 50 ordinates.
-    for count, g in [(5, 0.68377), (10, 0.44495), (20, 0.27046), (50, 0.13135)]:
-        assert fisher_g_p(g, count) == pytest.approx(0.05, abs=1e-4)
-
-
-def test_fisher_g_p_of_three_by_geometry():
-    """Three shares are uniform on a triangle: a corner beyond g >= 1/2 has area (1 - g)^2."""
-    assert fisher_g_p(0.6, 3) == pytest.approx(3 * 0.4**2)
-    assert fisher_g_p(1 / 3, 3) == fisher_g_p(0.2, 3) == 1
-    assert fisher_g_p(1.0, 3) == 0
-
-
-def test_fisher_g_p_holds_where_floats_cancel():
-    p = [fisher_g_p(g, 250) for g in np.linspace(0.004, 0.08, 8)]
-    assert p[0] == pytest.approx(1) and p == sorted(p, reverse=True) and min(p) >= 0
-
-
-@given(st.integers(1, 7), st.floats(0, 6))
-def test_fisher_finds_a_sinusoid_and_its_frequency(cycles, phase):
-    found = fisher_g_test(np.cos(2 * np.pi * cycles * TRIPS[:16] / 16 + phase) + 5)
-    assert found.frequency == cycles / 16 and found.power == pytest.approx(1)
-    assert found.p < 1e-6
-
-
-def test_fisher_makes_nothing_of_rounding_errors():
-    assert fisher_g_test(np.full(16, 0.3)) == fisher_g_test((-1.0) ** TRIPS) == (0.0, 0.0, 1.0)
-    assert fisher_g_test((-1.0) ** TRIPS[:63]).p < 1e-6
 
 
 def test_lomb_scargle_is_the_share_a_least_squares_sinusoid_explains():
@@ -207,7 +176,6 @@ def test_one_run_has_a_p_of_a_third_and_still_runs_have_no_say():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: fisher_g_test([1, 2, 3]), "length of series=3.*at least 5"),
         (lambda: periodicity_test(np.ones(20), rng()), "length of series=20.*at least 24"),
         (lambda: periodicity_test(np.ones((2, 64)), rng()), "give trips"),
         (lambda: periodicity_test(np.ones(64), rng(), burn_in=-1), "burn_in=-1"),

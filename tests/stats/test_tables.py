@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import entropy
-from scipy.stats.contingency import crosstab
 
-from prismatic.stats import (
-    association_test,
-    conditional_entropy,
-    mutual_information,
-    normalised_mutual_information,
-)
+from prismatic.stats import conditional_entropy, mutual_information
 
 COUNTS = arrays(int, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.integers(0, 9))
 JOINTS = arrays(int, (2, 3, 3), elements=st.integers(0, 5)).filter(np.any)
@@ -56,50 +50,14 @@ def test_mutual_information_is_what_entropies_leave(counts):
     known = rows + columns - entropy(p.ravel())
     assert mutual_information(counts) == pytest.approx(known, abs=1e-12)
     assert mutual_information(counts.T) == pytest.approx(known, abs=1e-12)
-    share = normalised_mutual_information(counts)
-    assert share == pytest.approx(2 * known / (rows + columns) if rows + columns else 0, abs=1e-9)
-    assert 0 <= share <= 1 + 1e-12
 
 
 @given(st.integers(2, 6), st.floats(0.01, 100))
 def test_equal_labels_share_everything_whatever_they_are_called(size, unit):
     names = rng().permutation(np.eye(size)) * unit
     assert mutual_information(names) == pytest.approx(log(size))
-    assert normalised_mutual_information(names) == pytest.approx(1)
     apart = np.outer(rng().random(size), rng().random(3))
     assert mutual_information(apart) == pytest.approx(0, abs=1e-12)
-
-
-def test_an_association_is_found_and_measured():
-    draw = rng()
-    domain = np.repeat(["bible", "code", "plays"], 40)
-    view = np.where(draw.random(120) < 0.5, np.repeat([0, 1, 2], 40), draw.integers(3, size=120))
-    found = association_test(np.eye(3)[view], domain, draw, permutations=199)
-    table = crosstab(domain, view).count
-    assert found.nats == pytest.approx(mutual_information(table))
-    assert found.normalised == pytest.approx(normalised_mutual_information(table))
-    assert found.p == 1 / 200 and 0 < found.corrected < found.nats
-
-
-def test_the_correction_removes_what_chance_gives():
-    draw, domain = rng(), np.repeat([0, 1, 2, 3], 15)
-    found = [
-        association_test(np.eye(4)[draw.integers(4, size=60)], domain, draw, permutations=49)
-        for _ in range(100)
-    ]
-    nats, corrected = (np.mean([getattr(f, key) for f in found]) for key in ("nats", "corrected"))
-    assert nats == pytest.approx(9 / 120, rel=0.2)  # (4 - 1)(4 - 1) / 2n
-    assert abs(corrected) < 0.01
-
-
-def test_soft_weights_count_as_shares_and_a_constant_router_knows_nothing():
-    domain = np.repeat([0, 1], 20)
-    soft = np.where(domain[:, None] == [0, 1], 0.7, 0.3)
-    found = association_test(soft, domain, rng(), permutations=99)
-    assert found.nats == pytest.approx(log(2) - entropy([0.3, 0.7])) and found.p == 0.01
-    constant = association_test(np.full((40, 2), 0.5), domain, rng(), permutations=99)
-    assert (constant.nats, constant.p) == (pytest.approx(0, abs=1e-12), 1)
-    assert constant.corrected == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +70,6 @@ def test_soft_weights_count_as_shares_and_a_constant_router_knows_nothing():
         (lambda: conditional_entropy([[[1.0]]], "z"), "given='z'"),
         (lambda: mutual_information([[0, 0]]), "table="),
         (lambda: mutual_information([[1, -1]]), "table="),
-        (lambda: association_test(np.ones((3, 2)), [1, 2], rng()), "each of the 3 units"),
-        (lambda: association_test(np.ones(3), [1, 2, 3], rng()), "give units x views"),
-        (lambda: association_test(np.ones((1, 1)), [1], rng(), permutations=0), "permutations=0"),
     ],
 )
 def test_bad_input_is_named(call, message):

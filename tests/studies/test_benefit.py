@@ -11,14 +11,21 @@ from prismatic.data import Batch
 from prismatic.measures import views_apart
 from prismatic.measures.routing import DomainRouting, Twins
 from prismatic.studies import ASSAY, judge
-from prismatic.studies.benefit import Swap, gated, history, replayed, rows_by_domain, swap_costs
+from prismatic.studies.protocols.benefit import (
+    Swap,
+    gated,
+    history,
+    replayed,
+    rows_by_domain,
+    swap_costs,
+)
 
 from ..tiny import fit, text_data, tiny
 from .protocols import declared
 
 PROBES = [
-    f"+callbacks.{name.lower()}={{_target_: prismatic.studies.benefit.{name}}}"
-    for name in ("History", "Adaptation", "Swap")
+    f"+callbacks.{name.lower()}={{_target_: prismatic.studies.protocols.benefit.{name}}}"
+    for name in ("History", "DomainInformation", "Swap")
 ]
 STRONG = ["focal=none", "perturbation.scale=2", "router.temperature=0.01"]
 

@@ -18,7 +18,8 @@ from torch.func import functional_call
 from prismatic.data import MixedTask, latin_square, random_function, sum_mod
 from prismatic.models import Transformer
 from prismatic.stats import loss_ladder
-from prismatic.studies.together import cells_of
+from prismatic.studies.full_batch import cells_of
+from prismatic.studies.protocols.floor import Constant, Uniform
 
 DIM = 64
 TASKS = {
@@ -163,7 +164,7 @@ def test_the_built_head_attends_as_it_should_and_nothing_else_does_the_work():
     joint = TASKS["random function"]
     model = transformer(10)
     one_head(model, torch.from_numpy(joint.argmax(2)), 1e5)
-    uniform = transformer(10, attention="uniform")
+    uniform = transformer(10, attention=Uniform)
     theirs = {k: v[-DIM:] if k.endswith("qkv.weight") else v for k, v in model.state_dict().items()}
     uniform.load_state_dict(theirs)
     assert exact_loss(uniform, joint) > loss_ladder(joint)["additive floor"]
@@ -200,7 +201,7 @@ def test_one_head_without_learned_positions_cannot_have_less_than_half_ln_2(posi
         assert loss >= log(2) / 2 - 1e-12
 
 
-@pytest.mark.parametrize("attention", ["uniform", "constant"])
+@pytest.mark.parametrize("attention", [Uniform, Constant])
 @pytest.mark.parametrize("residual", [True, False])
 def test_no_weights_of_constant_attention_are_below_the_floor(attention, residual):
     joint = random_function(4, 3, noise=0.1)

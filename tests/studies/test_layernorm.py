@@ -7,8 +7,15 @@ import torch
 
 from prismatic.models import Transformer
 from prismatic.report.style import png
-from prismatic.studies.layernorm import EVERY, AtBestRate, Explodes, first_above, largest_logits
-from prismatic.studies.layernorm_pictures import LogitsOverLayers, LossOverRate
+from prismatic.studies.protocols.layernorm import (
+    EVERY,
+    AtBestRate,
+    Explodes,
+    LogitsOverLayers,
+    LossOverRate,
+    first_above,
+    largest_logits,
+)
 
 from ..tiny import fit
 
@@ -48,7 +55,7 @@ def test_the_first_layer_above():
 def test_a_run_is_probed_before_training_and_after(tmp_path):
     parts, _ = fit(
         tmp_path, "router.num_experts=2", "optim.lr=0.1",
-        "+callbacks.a._target_=prismatic.studies.layernorm.LargestLogits",
+        "+callbacks.a._target_=prismatic.studies.protocols.layernorm.LargestLogits",
     )  # fmt: skip
     found = {k: float(v) for k, v in parts.trainer.callback_metrics.items()}
     before, after = (found[f"layernorm/{s}/layer_2/largest"] for s in ("init", "trained"))
@@ -70,7 +77,7 @@ def logits(layers_of: dict[str, list[float]], diverged: dict[str, int] | None = 
     return pd.DataFrame(rows)
 
 
-CLAIM = Explodes("x", {"early": "a", "late": "b", "mixed": "c"}, "init")
+CLAIM = Explodes(says="x", of={"early": "a", "late": "b", "mixed": "c"}, state="init")
 
 
 def test_what_explodes_early_is_told_from_what_does_late():
@@ -116,7 +123,8 @@ RATES = ["0.001", "0.01", "0.1"]
 
 
 def at_best(contrasts: dict, **options) -> AtBestRate:
-    return AtBestRate("x", contrasts, RATES, 0.05, **options)
+    given = {"says": "x", "rates": RATES, "smallest_effect": 0.05}
+    return AtBestRate(contrasts=contrasts, **given | options)
 
 
 def test_groups_are_compared_at_their_own_best_rates():
@@ -159,7 +167,7 @@ def test_a_blow_up_is_no_worse_than_divergence():
     table = losses({"none": {r: 3.0 for r in RATES}, "pre": {r: 3.0 for r in RATES}}, 0.01)
     table.loc[table["arm"].str.startswith("none") & (table["seed"] == 3), "loss/val"] = 3000.0
     claim = at_best({"e": {"none": 1, "pre": -1}}, worst=5.5)
-    assert claim.effects(table)["e"] == pytest.approx([0, 0, 0, 2.5] + [0] * 6, abs=0.05)
+    assert claim.effect(table, "e") == pytest.approx([0, 0, 0, 2.5] + [0] * 6, abs=0.05)
     assert claim.judge(table, rng())["e"].estimate == pytest.approx(0.25, abs=0.02)
 
 
@@ -189,14 +197,13 @@ def test_pictures_are_drawn():
     table = logits({"a": [3, 4] * 5, "b": [6] * 10})
     for layer in range(1, 9):
         table[f"layernorm/trained/layer_{layer}/largest"] = 2.0
-    figure = LogitsOverLayers("c", {"xavier": {"none": "a", "pre": "b", "gone": "d"}}).draw(
-        table, {}
-    )
+    lines = {"none": "a", "pre": "b", "gone": "d"}
+    figure = LogitsOverLayers(caption="c", panels={"xavier": lines}).draw(table)
     (axes,) = figure.axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert drawn["none, before training"] == [1, 1, 15.5, 30, 30, 30, 30, 30]
     assert drawn["pre, after"] == [2] * 8 and len(png(figure)) > 5_000
     table = losses({"none": {"0.001": 3.0, "0.01": 3.5}, "pre": {"0.01": 2.8}}, 0.01)
     panels = {"xavier": {"without": "none", "with": "pre"}, "other": {"with": "gone"}}
-    figure = LossOverRate("c", panels, RATES, 5.5).draw(table, {})
+    figure = LossOverRate(caption="c", panels=panels, rates=RATES, worst=5.5).draw(table)
     assert len(figure.axes) == 1 and len(png(figure)) > 5_000

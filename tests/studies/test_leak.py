@@ -13,9 +13,8 @@ from prismatic.data import IIDTask
 from prismatic.report.style import png
 from prismatic.routers import PrismaticRouter
 from prismatic.studies import ASSAY, judge
-from prismatic.studies.leak import (
+from prismatic.studies.protocols.leak import (
     FRESH,
-    ByPosition,
     GainByPosition,
     Independence,
     PeekingRouter,
@@ -23,7 +22,7 @@ from prismatic.studies.leak import (
     named,
 )
 
-from ..tiny import fit, tiny
+from ..tiny import fit
 from .protocols import declared
 
 TASK = IIDTask(vocab_size=8, seq_len=5, held_out_tokens=64)
@@ -80,9 +79,8 @@ def test_a_peeking_router_routes_a_position_by_the_next_token():
 
 
 def test_the_probe_measures_as_many_fresh_tokens_as_are_held_out(tmp_path):
-    config = tiny("+callbacks.leak={_target_: prismatic.studies.leak.ByPosition}")
-    assert config.callbacks.leak._target_.endswith(ByPosition.__name__)
-    parts, _ = fit(tmp_path, "+callbacks.leak={_target_: prismatic.studies.leak.ByPosition}")
+    probe = "+callbacks.leak._target_=prismatic.studies.protocols.leak.ByPosition"
+    parts, _ = fit(tmp_path, probe)
     logged = parts.trainer.callback_metrics
     assert float(logged["leak/batches"]) == 512 / 16 / 4
     gain_GT = fresh_gains(parts.model.eval(), parts.task, 4, 8, seed=0)
@@ -104,6 +102,11 @@ def table(**gains):
     return pd.DataFrame(rows)
 
 
+def judged(runs, **options):
+    claim = Independence(says="", routers=["one"], **options)
+    return claim.judge(runs, np.random.default_rng(0))["one"]
+
+
 @pytest.mark.parametrize(
     ("gain_T", "verdict", "where"),
     [
@@ -116,8 +119,7 @@ def table(**gains):
 )
 def test_a_leak_is_four_errors_below_the_uniform_loss(gain_T, verdict, where):
     runs = table(one=gain_T)
-    honest = Independence("", ["one"]).judge(runs, np.random.default_rng(0))["one"]
-    leaky = Independence("", ["one"], leaks=True).judge(runs, np.random.default_rng(0))["one"]
+    honest, leaky = judged(runs), judged(runs, leaks=True)
     assert honest.verdict == verdict
     # That no leak was learnt does not refute that there is one.
     assert leaky.verdict == ("supported" if verdict == "refuted" else "inconclusive")
@@ -127,13 +129,12 @@ def test_a_leak_is_four_errors_below_the_uniform_loss(gain_T, verdict, where):
 
 def test_one_leaky_run_of_ten_is_a_leak():
     gain_T = [[0.0] * 9 + [0.005]] * 3
-    found = Independence("", ["one"]).judge(table(one=gain_T), np.random.default_rng(0))["one"]
+    found = judged(table(one=gain_T))
     assert found.verdict == "refuted" and "seed 9" in found.note
 
 
 def test_a_mean_too_uncertain_to_rule_out_a_leak_is_inconclusive():
-    claim = Independence("", ["one"], smallest_effect=0.003)
-    found = claim.judge(table(one=(0.0, 0.0, 0.0)), np.random.default_rng(0))["one"]
+    found = judged(table(one=(0.0, 0.0, 0.0)), smallest_effect=0.003)
     assert found.verdict == "inconclusive"
 
 
@@ -152,7 +153,7 @@ def test_the_study_says_nothing_when_a_control_fails():
 
 
 def test_the_picture_has_a_panel_per_arm_and_marks_leaks():
-    figure = GainByPosition("").draw(table(honest=(0, 0, 0), leaky=(0, 0, 0.3)), {})
+    figure = GainByPosition(caption="").draw(table(honest=(0, 0, 0), leaky=(0, 0, 0.3)))
     honest, leaky = figure.axes
     assert [len(axes.lines[-1].get_xdata()) for axes in (honest, leaky)] == [0, 1]
     assert png(figure)

@@ -11,20 +11,22 @@ from torch.nn import functional as F
 from prismatic.models import Transformer
 from prismatic.perturb import Focal
 from prismatic.routers import PrismaticRouter
-from prismatic.studies.oscillation import Recurring, Together, Trips
-from prismatic.studies.unrolled import (
-    Scripted,
+from prismatic.studies.protocols.oscillation import (
+    Recurring,
+    RiseTogether,
+    Trips,
     cost_of_mean_routing,
     noisy_script,
     oscillation,
-    scripted,
     scripted_routing,
     unroll_model,
     wavy_script,
 )
+from prismatic.studies.scripted import Scripted, scripted
 
 from ..tiny import fit
 
+PROBE = "+callbacks.trips._target_=prismatic.studies.protocols.oscillation.Trips"
 RECURRENT = ["model.depth=8", "router.num_experts=2", "focal=none"]
 
 
@@ -114,7 +116,7 @@ def test_mean_routing_of_one_trip_is_the_routing():
 
 def test_a_run_is_probed(tmp_path):
     parts, _ = fit(
-        tmp_path, *RECURRENT, "+callbacks.trips._target_=prismatic.studies.oscillation.Trips",
+        tmp_path, *RECURRENT, PROBE,
         "+callbacks.trips.rows=2", "+callbacks.trips.trips=24", "+callbacks.trips.surrogates=19",
     )  # fmt: skip
     found = {k: float(v) for k, v in parts.trainer.callback_metrics.items()}
@@ -130,7 +132,7 @@ def test_a_model_without_views_has_no_routing_over_trips(tmp_path):
     with pytest.raises(ValueError, match=r"router\.num_experts=1.*2 or more"):
         fit(
             tmp_path, "model.depth=8", "router=dense",
-            "+callbacks.trips._target_=prismatic.studies.oscillation.Trips",
+            PROBE,
         )  # fmt: skip
     with pytest.raises(ValueError, match="rows=0"):
         Trips(rows=0)
@@ -151,7 +153,7 @@ def over_trips(patterns: dict[str, np.ndarray], seeds: int = 10) -> pd.DataFrame
     )  # fmt: skip
 
 
-WALSH = Recurring("it recurs", ["a", "b", "c"], [0, 2, 4, 6], 0.1)
+WALSH = Recurring(says="x", of=["a", "b", "c"], passes=[0, 2, 4, 6], smallest_effect=0.1)
 
 
 def test_a_pattern_that_recurs_is_supported_and_no_other():
@@ -186,12 +188,13 @@ def configurations(slope: float, number: int = 32, diverged: int = 0) -> pd.Data
     return pd.DataFrame(rows, columns=["arm", "seed", "diverged", "loss", "share"])
 
 
-def correlation(number: int = 32) -> Together:
+def correlation(number: int = 32) -> RiseTogether:
     """Arms in two blocks, turn by turn."""
     blocks = {
         name: [f"arm {k}" for k in range(start, number, 2)] for start, name in enumerate("ab")
     }
-    return Together("x", blocks, "share", "loss", 0.3, sign=-1)
+    given = {"measure": "share", "outcome": "loss", "smallest_effect": 0.3}
+    return RiseTogether(says="x", blocks=blocks, sign=-1, **given)
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(1, "supported"), (-1, "refuted")])

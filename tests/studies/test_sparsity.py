@@ -1,12 +1,14 @@
 """The claim of a best share: what supports and what refutes it, and that its controls count."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from prismatic.report.style import png
 from prismatic.studies import ASSAY, judge
-from prismatic.studies.sparsity import BestShare, Curve, is_flat, is_monotone
+from prismatic.studies.protocols.sparsity import BestShare, Curve, is_flat, is_monotone
 
 from .protocols import declared
 
@@ -19,7 +21,8 @@ FLAT = [0.0] * 8
 
 
 def claim(**options):
-    return BestShare("", "loss/val", SHARES, RAW, EQUAL, smallest_effect=0.01, **options)
+    given = {"shares": SHARES, "raw": RAW, "equal": EQUAL, "smallest_effect": 0.01}
+    return BestShare(says="", measure="loss/val", **given | options)
 
 
 def table(curves, spread=1.0, seeds=10):
@@ -104,9 +107,8 @@ def test_curves_are_told_apart():
     ],
 )
 def test_nonsense_is_refused(options, message):
-    given = {"shares": SHARES, "raw": RAW, "equal": EQUAL} | options
     with pytest.raises(ValueError, match=message):
-        BestShare("", "loss/val", smallest_effect=0.01, **given)
+        claim(**options)
 
 
 def test_the_study_says_nothing_when_a_control_fails():
@@ -130,10 +132,10 @@ def test_the_study_says_nothing_when_a_control_fails():
 
 def test_the_picture_leaves_out_scales_that_were_not_run():
     panels = {"0.8": {"raw": RAW, "equal strength": EQUAL}, "0.1": {"raw": ["x"] * 8}}
-    curve = Curve("", "loss/val", "Excess", "loss", SHARES, panels, smallest_effect=0.01)
-    figure = curve.draw(table([(RAW, DIP), (EQUAL, FLAT)]), {})
+    given = {"caption": "", "measure": "loss/val", "heading": "Excess", "label": "loss"}
+    curve = Curve(**given, shares=SHARES, panels=panels, smallest_effect=0.01)
+    figure = curve.draw(table([(RAW, DIP), (EQUAL, FLAT)]))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["0.8"]
     assert png(figure)
-    empty = Curve("", "loss/val", "", "", SHARES, {"0.1": {"raw": ["x"] * 8}})
-    drawn = empty.draw(table([(RAW, DIP)]), {})
+    drawn = replace(curve, panels={"0.1": panels["0.1"]}).draw(table([(RAW, DIP)]))
     assert not drawn.axes and "no scale" in drawn.texts[0].get_text()

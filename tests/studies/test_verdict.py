@@ -4,7 +4,7 @@ import pytest
 from hydra.utils import instantiate
 
 from prismatic.studies import ASSAY, judge
-from prismatic.studies.verdict import overall
+from prismatic.studies.study import overall
 
 from .toys import measured, toy
 

@@ -5,6 +5,7 @@ import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -18,9 +19,7 @@ OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](sweep|sweeper|launcher|mode|run)\b")
 
 def texts(overrides: ListConfig) -> list[str]:
     """Overrides as they were typed: what they interpolate is the trial's, not the sweep's."""
-    found = OmegaConf.to_container(overrides, resolve=False)
-    assert isinstance(found, list)
-    return [str(text) for text in found]
+    return cast(list[str], OmegaConf.to_container(overrides, resolve=False))
 
 
 def program_of(sweep: DictConfig) -> list[str] | None:

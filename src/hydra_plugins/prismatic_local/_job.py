@@ -71,13 +71,13 @@ class JobCallbacks:
 
     def on_job_start(self, **arguments: Any) -> None:
         """Tell all, in order."""
-        self._tell("on_job_start", self.callbacks, arguments)
+        self._tell(self.callbacks, "on_job_start", arguments)
 
     def on_job_end(self, **arguments: Any) -> None:
         """Tell all, the last one first."""
-        self._tell("on_job_end", self.callbacks[::-1], arguments)
+        self._tell(self.callbacks[::-1], "on_job_end", arguments)
 
-    def _tell(self, event: str, callbacks: list[Any], arguments: dict[str, Any]) -> None:
+    def _tell(self, callbacks: list[Any], event: str, arguments: dict[str, Any]) -> None:
         for callback in callbacks:
             try:
                 getattr(callback, event)(**arguments)

@@ -112,45 +112,36 @@ class ForkServer:
 def main(fd: int) -> None:
     """What the server process runs."""
     connection = Connection(fd)
-    die_with(os.getppid())
     try:
         load = connection.recv()
+        task = None if load is None else prepare(load)
     except EOFError:
         return
-    try:
-        task = None if load is None else prepare(load)
     except CompactHydraException as error:
         connection.send(error)
         return
-    outlive_parent()  # now there may be trials to end first
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # now there may be trials to end first
     Server(connection, task).serve()
 
 
 def prepare(load: Load) -> TaskFunction:
-    """Import the libraries, and the task with Hydra's state, once for all forks."""
+    """Import the script, the libraries and the task with Hydra's state, once for all forks."""
     gc.disable()  # it would take a third of the time, and modules leave next to nothing to collect
     # In a script without `if __name__ == "__main__"` Hydra starts; now it raises an error instead.
     GlobalHydra.instance().hydra = cast(Any, "a server of trials")
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    what = "the script"
     try:
         spawn.prepare(dict(load.main))
+        for what in load.preload:
+            import_module(what)
+        what = "the task"
+        task, state = pickle.loads(load.task)
     except (Exception, SystemExit) as error:
         raise CompactHydraException(
-            f"hydra.launcher.executor=fork imports the script, which fails: {error!r}. Let it "
-            'start Hydra under `if __name__ == "__main__":`, or give executor=process'
-        ) from None
-    try:
-        for name in load.preload:
-            import_module(name)
-    except Exception as error:
-        message = f"hydra.launcher.preload: {name} cannot be imported: {error!r}"
-        raise CompactHydraException(message) from None
-    try:
-        task, state = pickle.loads(load.task)
-    except Exception as error:
-        raise CompactHydraException(
-            f"hydra.launcher.executor=fork: the task cannot be loaded in another process: {error!r}"
+            "hydra.launcher.executor=fork loads the script, hydra.launcher.preload and the task "
+            f"before the first trial, but {what} fails: {error!r}. Mend it (a script starts Hydra "
+            'under `if __name__ == "__main__":` alone), or give hydra.launcher.executor=process'
         ) from None
     Singleton.set_state(state)
     gc.freeze()  # keeps the collector of a fork from copying every page
@@ -186,10 +177,7 @@ class Server:
         while self.listening or self.children:
             self.listen()
             for pid, child in list(self.children.items()):
-                if not self.has_ended(pid, child) and time.monotonic() >= child.deadline:
-                    signal_group(pid, signal.SIGKILL if child.signals else signal.SIGTERM)
-                    child.signals += 1
-                    child.deadline = time.monotonic() + GRACE
+                self.look_after(pid, child)
 
     def listen(self) -> None:
         """Do what is asked within a moment; for ever, if no trial runs."""
@@ -219,17 +207,19 @@ class Server:
         seconds = math.inf if order.timeout is None else order.timeout
         self.children[pid] = Child(order.number, time.monotonic() + seconds)
 
-    def has_ended(self, pid: int, child: Child) -> bool:
-        """Whether a trial ended; reports it, and ends what it left behind."""
+    def look_after(self, pid: int, child: Child) -> None:
+        """Report a trial that ended, after ending what it left behind; end one that is due."""
         ended, status = os.waitpid(pid, os.WNOHANG)
-        if not ended:
-            return False
-        signal_group(pid, signal.SIGKILL)
-        del self.children[pid]
-        cause = child.cause if child.signals else ""
-        with suppress(OSError):  # nobody listens any more
-            self.connection.send(Ended(child.number, os.waitstatus_to_exitcode(status), cause))
-        return True
+        if ended:
+            signal_group(pid, signal.SIGKILL)
+            del self.children[pid]
+            cause = child.cause if child.signals else ""
+            with suppress(OSError):  # nobody listens any more
+                self.connection.send(Ended(child.number, os.waitstatus_to_exitcode(status), cause))
+        elif time.monotonic() >= child.deadline:
+            signal_group(pid, signal.SIGKILL if child.signals else signal.SIGTERM)
+            child.signals += 1
+            child.deadline = time.monotonic() + GRACE
 
 
 def run(order: Order, task: TaskFunction | None, server: int) -> NoReturn:
@@ -266,9 +256,3 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-
-
-def outlive_parent() -> None:
-    """Undo `die_with`."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)

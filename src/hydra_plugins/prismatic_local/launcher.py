@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,11 +21,10 @@ from omegaconf import DictConfig, open_dict
 from . import _command, _slots
 from ._job import LOG as LOG
 from ._job import context_of as context_of
-from ._listeners import Listeners
 from ._slots import cores as cores
+from .streaming import NumberedJob, run_jobs
 
 EXECUTORS = ("fork", "process", "inline")
-POLL_SECONDS = 1.0
 INTERRUPTED = 130  # a shell's exit status after Ctrl-C
 
 log = logging.getLogger(__name__)
@@ -119,47 +118,26 @@ class LocalLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         """Run all jobs and return them in order; one that fails does not stop the others.
 
-        An interrupt ends all and exits; Hydra's callbacks may listen, see `_listeners.py`.
+        An interrupt ends all and exits.
         """
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
-        waiting = [(n, list(job)) for n, job in enumerate(job_overrides, initial_job_idx)]
-        log.info(f"{len(waiting)} trials, {self.n_jobs} at a time, in {self._sweep_dir}")
-        listeners = Listeners()
+        log.info(f"{len(job_overrides)} trials, {self.n_jobs} at a time, in {self._sweep_dir}")
+        waiting = _announced(enumerate(job_overrides, initial_job_idx))
+        returns: dict[int, JobReturn] = {}
         try:
-            listeners.begin(self._context.callbacks.callbacks, self._config)
-            returns = self._run(waiting, listeners)
+            for ended in run_jobs(self, lambda: next(waiting, None)):
+                returns.update(ended)
+                for number, job in ended:
+                    if job.status == JobStatus.FAILED:
+                        reason, *_ = str(job._return_value).split("\n")
+                        log.error(f"\t#{number} failed: {reason}")
         except BaseException as error:
             self.close()
             if isinstance(error, KeyboardInterrupt):
                 raise SystemExit(INTERRUPTED) from None
             raise
-        finally:
-            listeners.tell("on_launch_end")
         return [returns[number] for number in sorted(returns)]
-
-    def _run(
-        self, waiting: list[tuple[int, list[str]]], listeners: Listeners
-    ) -> dict[int, JobReturn]:
-        """Fill the slots until all have ended."""
-        returns: dict[int, JobReturn] = {}
-        total = len(waiting)
-        while len(returns) < total:
-            while waiting and len(self._trials.running) < self.n_jobs:
-                number, overrides = waiting.pop(0)
-                log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
-                listeners.tell("on_trial_start", number, overrides)
-                self.start(number, overrides)
-                if not self._trials.running:  # inline: it has ended
-                    break
-            for number, job in self.finished(POLL_SECONDS):
-                returns[number] = job
-                if job.status == JobStatus.FAILED:
-                    reason, *_ = str(job._return_value).split("\n")
-                    log.error(f"\t#{number} failed: {reason}")
-                listeners.tell("on_trial_end", number, job)
-            listeners.tell("on_poll")
-        return returns
 
     @property
     def omp_threads(self) -> int | None:
@@ -208,6 +186,13 @@ class LocalLauncher(Launcher):
             hydra.run.dir = hydra.runtime.output_dir = folder
             hydra.callbacks[_command.KEY] = {"_target_": _command.CALLBACK}
         return config
+
+
+def _announced(jobs: Iterable[NumberedJob]) -> Iterator[NumberedJob]:
+    """The jobs, each written to the log as it is taken."""
+    for number, overrides in jobs:
+        log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
+        yield number, overrides
 
 
 def _require(valid: bool, key: str, value: object, wanted: str) -> None:

@@ -9,13 +9,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
+from typing import cast
 
 from hydra.errors import HydraException
 from hydra.utils import get_object
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prismatic.errors import FULL_DISK, causes
@@ -113,9 +115,14 @@ def the_one_given(config: Mapping[str, object], keys: Iterable[str]) -> str:
     return given[0]
 
 
-def refuse_added(overrides: Iterable[str], valid: Iterable[str]) -> None:
+def texts(overrides: Sequence[str]) -> list[str]:
+    """Overrides as they were typed: what one of them interpolates is not known where it stands."""
+    return cast(list[str], OmegaConf.to_container(cast(ListConfig, overrides), resolve=False))
+
+
+def refuse_added(overrides: Sequence[str], valid: Iterable[str]) -> None:
     """A key that a script does not know, added with `+`."""
-    for override in overrides:
+    for override in texts(overrides):
         if override.startswith("+"):
             key = override.lstrip("+").partition("=")[0]
             raise ValueError(f"{override}: there is no key {key}{suggest(key, valid)}")

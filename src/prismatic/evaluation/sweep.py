@@ -28,6 +28,7 @@ from hydra_plugins.prismatic_optuna.study import (
     load_study,
     objectives,
 )
+from prismatic.config.command_line import texts
 from prismatic.config.paths import ROOT
 from prismatic.dashboard.rerun import config_options, text
 from prismatic.dashboard.standing import compute_reference, compute_worth
@@ -68,8 +69,8 @@ class FinishedSweep:
         given, options = hydra.overrides, hydra.sweeper.get("sampler_options") or {}
         command = [
             sys.executable, str(ROOT / "src" / "train.py"), "--multirun", *config_options(hydra),
-            *given.task,
-            *(override for override in given.hydra if not override.startswith("hydra.mode=")),
+            *texts(given.task),
+            *(override for override in texts(given.hydra) if override != "hydra.mode=MULTIRUN"),
             f"hydra.sweep.dir={text(str(folder))}",
             f"hydra.sweeper.study_name={text(f'{self.folder.name}-{folder.name}')}",
             "hydra.sweeper.sampler=random",

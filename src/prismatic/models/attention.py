@@ -5,16 +5,12 @@ of a token that the logits are made of: 2 D where they are its query and its key
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from prismatic.errors import require
 
 from .parts import NORMS, NoPositions
 
@@ -118,98 +114,4 @@ def watched(model: nn.Module, see: See) -> Iterator[None]:
             attention.attend = attend
 
 
-# What follows is of one study, `floor`, and moves there.
-class WithoutProduct(Attention):
-    """Attention without queries and keys. Positions that rotate those have no effect here; a bias
-    of positions, as alibi's, is added as ever.
-    """
-
-    def __init__(
-        self, dim: int, num_heads: int, seq_len: int, *, bias: bool = False,
-        qk_norm: Callable[[int], nn.Module] = NORMS["none"], qk_gain: float = 1.0,
-    ) -> None:  # fmt: skip
-        wanted = "it acts on queries and keys, which only model.attention=full has"
-        require(qk_norm is NORMS["none"], "model.qk_norm", qk_norm, wanted)
-        require(qk_gain == 1, "model.qk_gain", qk_gain, wanted)
-        super().__init__(dim, num_heads, seq_len, bias=bias)
-
-    @abstractmethod
-    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
-        """Logits (B, H, T, S), with what does not vary left at size 1, without the causal mask."""
-
-    def logits(
-        self, features_BTW: torch.Tensor, positions: NoPositions
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        num_rows, num_positions, _ = features_BTW.shape
-        nothing = features_BTW.new_zeros(num_rows, self.num_heads, num_positions, 1)
-        shape = num_rows, self.num_heads, num_positions, num_positions
-        table_BHTS, bias_HTS = self.table(features_BTW).expand(shape), positions.bias(nothing)
-        masked = hide_future(table_BHTS) if bias_HTS is None else table_BHTS + bias_HTS
-        return nothing, nothing, masked
-
-
-class Uniform(WithoutProduct):
-    """All logits are 0: equal weights on what is visible, unless positions add a bias."""
-
-    def num_features(self, dim: int) -> int:
-        return 0
-
-    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
-        return features_BTW.new_zeros(1, 1, 1, 1)
-
-
-class Constant(Uniform):
-    """A learned logit per head, query position and key position, whatever the tokens are.
-
-    They are a linear map of the query's position as a one-hot vector, so that routers merge it as
-    any other.
-    """
-
-    def __init__(self, dim: int, num_heads: int, seq_len: int, **options: Any) -> None:
-        super().__init__(dim, num_heads, seq_len, **options)
-        self.by_position = nn.Linear(seq_len, num_heads * seq_len, bias=False)
-
-    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
-        num_rows, num_positions, _ = features_BTW.shape
-        onehot_TT = torch.eye(num_positions, self.seq_len).to(features_BTW)
-        return by_key(self.by_position(onehot_TT.expand(num_rows, -1, -1)), self.num_heads)
-
-
-class FromQuery(WithoutProduct):
-    """A logit per head and key position that is a linear map of the query's token alone."""
-
-    def num_features(self, dim: int) -> int:
-        return self.num_heads * self.seq_len
-
-    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
-        return by_key(features_BTW, self.num_heads)
-
-
-class FromKey(WithoutProduct):
-    """A logit per head that is a linear map of the key's token alone.
-
-    It is 0 where a query meets its own token, against which the others count: so the weights of a
-    query do not depend on its token, and of two tokens the last one's are a function of the first.
-    """
-
-    def num_features(self, dim: int) -> int:
-        return self.num_heads
-
-    def table(self, features_BTW: torch.Tensor) -> torch.Tensor:
-        own_TS = torch.eye(features_BTW.shape[1], dtype=torch.bool, device=features_BTW.device)
-        return features_BTW.mT[:, :, None].masked_fill(own_TS, 0)
-
-
-def by_key(features_BTW: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """One feature per head and key position, as logits: (B, T, W) -> (B, H, T, S)."""
-    num_positions = features_BTW.shape[1]
-    return features_BTW.unflatten(-1, (num_heads, -1)).transpose(1, 2)[..., :num_positions]
-
-
-ATTENTIONS: dict[str, Callable[..., Attention]] = {
-    "full": Attention,
-    "uniform": Uniform,
-    "constant": Constant,
-    "query": FromQuery,
-    "key": FromKey,
-}
+ATTENTIONS: dict[str, Callable[..., Attention]] = {"full": Attention}

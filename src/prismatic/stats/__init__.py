@@ -4,23 +4,15 @@ numpy and scipy only. Intervals and tests are on values of independent seeds; `v
 of studies; the rest are the measures that single studies need.
 """
 
-from .additive import additive_floor, loss_ladder
-from .comparisons import (
+from .curves import LAWS, Optimum, growth_scores, optimum
+from .estimates import (
+    Interval,
     RankCorrelation,
-    equivalence_p,
     holm,
-    probability_of_improvement,
     rank_correlation,
     sign_flip_p,
-    smallest_p,
-)
-from .curves import LAWS, Optimum, growth_scores, optimum
-from .intervals import (
-    Interval,
-    bootstrap_t_interval,
-    clopper_pearson,
-    simultaneous_intervals,
     simultaneous_level,
+    smallest_p,
     t_interval,
 )
 from .power import (
@@ -28,69 +20,37 @@ from .power import (
     paired_power,
     smallest_detectable_effect,
     smallest_equivalence_margin,
-    verdict_rates,
 )
 from .spectra import (
     Periodicity,
     WalshTest,
     ar1_series,
-    fisher_g_test,
     fit_ar1,
     lomb_scargle,
     periodicity_test,
     walsh_shares,
     walsh_test,
 )
-from .tables import (
-    Association,
-    association_test,
-    conditional_entropy,
-    mutual_information,
-    normalised_mutual_information,
+from .tables import additive_floor, conditional_entropy, loss_ladder, mutual_information
+from .verdicts import (
+    ALPHA,
+    INCONCLUSIVE,
+    NO_VERDICT,
+    REFUTED,
+    RULES,
+    SUPPORTED,
+    VERDICTS,
+    Finding,
+    family_findings,
+    too_few,
 )
-from .verdicts import VERDICTS, Verdict, family_verdicts, paired_verdict
 
 __all__ = [
-    "LAWS",
-    "VERDICTS",
-    "Association",
-    "Interval",
-    "Optimum",
-    "Periodicity",
-    "RankCorrelation",
-    "Verdict",
-    "WalshTest",
-    "additive_floor",
-    "ar1_series",
-    "association_test",
-    "bootstrap_t_interval",
-    "clopper_pearson",
-    "conditional_entropy",
-    "equivalence_p",
-    "equivalence_power",
-    "family_verdicts",
-    "fisher_g_test",
-    "fit_ar1",
-    "growth_scores",
-    "holm",
-    "lomb_scargle",
-    "loss_ladder",
-    "mutual_information",
-    "normalised_mutual_information",
-    "optimum",
-    "paired_power",
-    "paired_verdict",
-    "periodicity_test",
-    "probability_of_improvement",
-    "rank_correlation",
-    "sign_flip_p",
-    "simultaneous_intervals",
-    "simultaneous_level",
-    "smallest_detectable_effect",
-    "smallest_equivalence_margin",
-    "smallest_p",
-    "t_interval",
-    "verdict_rates",
-    "walsh_shares",
-    "walsh_test",
-]
+    "ALPHA", "INCONCLUSIVE", "LAWS", "NO_VERDICT", "REFUTED", "RULES", "SUPPORTED", "VERDICTS",
+    "Finding", "Interval", "Optimum", "Periodicity", "RankCorrelation", "WalshTest",
+    "additive_floor", "ar1_series", "conditional_entropy", "equivalence_power", "family_findings",
+    "fit_ar1", "growth_scores", "holm", "lomb_scargle", "loss_ladder", "mutual_information",
+    "optimum", "paired_power", "periodicity_test", "rank_correlation", "sign_flip_p",
+    "simultaneous_level", "smallest_detectable_effect", "smallest_equivalence_margin",
+    "smallest_p", "t_interval", "too_few", "walsh_shares", "walsh_test",
+]  # fmt: skip

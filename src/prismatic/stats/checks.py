@@ -1,13 +1,9 @@
-"""What every function here asks of its input."""
+"""What every function of this room asks of its input."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-
-def require(valid: bool, name: str, value: object, wanted: str) -> None:
-    """Raise a `ValueError` that names the argument, its value and what is valid."""
-    if not valid:
-        raise ValueError(f"{name}={value!r} is not valid: {wanted}")
+from prismatic.errors import require
 
 
 def finite(name: str, values: ArrayLike, *axes: str, least: int = 1) -> np.ndarray:

@@ -11,7 +11,9 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 from scipy.special import logsumexp
 
-from .checks import finite, require, share
+from prismatic.errors import require
+
+from .checks import finite, share
 
 
 def straight(growth: float, depth_L: np.ndarray) -> np.ndarray:

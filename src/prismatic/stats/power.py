@@ -3,12 +3,10 @@
 import numpy as np
 from scipy import optimize, stats
 
-from .checks import require, share
-from .comparisons import sign_flip_p
-from .intervals import simultaneous_level, t_interval
-from .verdicts import ALPHA, NO_VERDICT, RULES, VERDICTS, too_few
+from prismatic.errors import require
 
-FEWER_DRAWS = 1999
+from .checks import share
+from .verdicts import ALPHA
 
 
 def paired_power(n: int, effect: float, sd: float, alpha: float = ALPHA) -> float:
@@ -78,35 +76,6 @@ def smallest_equivalence_margin(
     most = (stats.t.isf(alpha, n - 1) + 10) * 10
     units = optimize.brentq(lambda m: equivalence_power(n, m, 1.0, alpha) - power, 1e-6, most)
     return float(units) * sd
-
-
-def verdict_rates(
-    n: int,
-    effect: float,
-    sd: float,
-    smallest_effect: float,
-    rng: np.random.Generator,
-    claim: str = "greater",
-    num_claims: int = 1,
-    studies: int = 2000,
-) -> dict[str, float]:
-    """How often the three-way rule gives each verdict, over simulated studies.
-
-    Differences are normal with mean `effect` and deviation `sd`. No design supports an effect of
-    exactly `smallest_effect` more than half the time: the estimate must reach it. Of a family,
-    Holm's p is taken at its worst, `num_claims` times the claim's own. Above 12 seeds 1,999 sign
-    flips are drawn.
-    """
-    check_design(n, sd)
-    require(claim in RULES, "claim", claim, f"choose one of {', '.join(RULES)}")
-    rule = RULES[claim]
-    differences_RN = rng.normal(effect, sd, (studies, n))
-    p_R = (num_claims * sign_flip_p(differences_RN, rng, FEWER_DRAWS)).clip(max=1)
-    interval = t_interval(differences_RN, simultaneous_level(num_claims, rule.level))
-    verdict_R = rule.judge(differences_RN.mean(-1), interval, p_R, smallest_effect)
-    if too_few(n, num_claims):
-        verdict_R = np.full(studies, NO_VERDICT)
-    return {verdict: float((verdict_R == verdict).mean()) for verdict in VERDICTS}
 
 
 def check_design(n: int, sd: float) -> None:

@@ -3,16 +3,16 @@
 Shapes: T trips, F frequencies in cycles per trip, R series, W Walsh functions, B draws.
 """
 
-from fractions import Fraction
 from itertools import permutations
-from math import comb
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import signal
 
-from .checks import finite, require
+from prismatic.errors import require
+
+from .checks import finite
 
 # The non-constant Walsh functions of four trips: a step, a bump, an alternation.
 WALSH_W4 = np.array([[1, 1, -1, -1], [1, -1, -1, 1], [1, -1, 1, -1]]) / 2
@@ -29,31 +29,6 @@ class Periodicity(NamedTuple):
     frequency: float
     power: float
     p: float
-
-
-def fisher_g_test(series_T: ArrayLike) -> Periodicity:
-    """Fisher's exact test of the largest Fourier ordinate against white noise, T >= 5.
-
-    `power` is g, the share of that ordinate in the sum of all between 0 and 1/2 cycles per trip,
-    both excluded: an alternation is seen only in an odd number of trips. Trips are rarely white
-    noise: for them use `periodicity_test`. Source: Fisher, Proceedings of the Royal Society A 125,
-    1929.
-    """
-    series_T = finite("series", series_T, "trips", least=5)
-    count = (series_T.size - 1) // 2
-    power_F = np.abs(np.fft.rfft(series_T)[1 : count + 1]) ** 2
-    if power_F.sum() <= 1e-24 * series_T.size * (series_T**2).sum():  # rounding errors only
-        return Periodicity(0.0, 0.0, 1.0)
-    g, best = float(power_F.max() / power_F.sum()), int(power_F.argmax())
-    return Periodicity((best + 1) / series_T.size, g, fisher_g_p(g, count))
-
-
-def fisher_g_p(g: float, count: int) -> float:
-    """P(the largest of `count` equal exponentials has a share >= g of their sum)."""
-    exact = Fraction(g)  # the terms alternate and can be large: floats would cancel to noise
-    terms = range(1, min(count, int(1 / exact)) + 1)
-    total = sum((-1) ** (k - 1) * comb(count, k) * (1 - k * exact) ** (count - 1) for k in terms)
-    return float(min(total, Fraction(1)))
 
 
 def periodicity_test(

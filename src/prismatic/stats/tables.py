@@ -1,15 +1,26 @@
-"""Tables of probabilities or counts: what one label says about another, in nats.
+"""Tables of probabilities: what one label says about another in nats, and what f(x) + g(y) cannot.
 
-Shapes: X, Y, Z values of three labels; A, B of two; N units; V views.
+With logits f(x) + g(y) the cross-entropy depends on a table P(x, y, z) only through its three pair
+marginals. So it is the same for every table Q that shares them, and at least H_Q(Z|X,Y): the
+additive floor is the largest of these entropies. Where it needs infinite logits it is approached,
+not reached.
+
+Shapes: X, Y, Z values of three labels; A, B of two; M entries of the pair marginals; C cells of the
+table that are not 0 for every Q.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import linalg, optimize, sparse
 from scipy.special import rel_entr
 
-from .checks import finite, require
+from prismatic.errors import one_of, require
+
+from .checks import finite
+
+TOLERANCE = 1e-9  # nats to which the floor is known
+SWEEPS = 100
+ROUNDS = 200
 
 
 def joint_table(values: ArrayLike) -> np.ndarray:
@@ -32,7 +43,7 @@ def conditional_entropy(joint_XYZ: ArrayLike, given: str = "") -> float:
     >>> [round(conditional_entropy(exclusive_or, given), 4) for given in ("", "x", "y", "xy")]
     [0.6931, 0.6931, 0.6931, 0.0]
     """
-    require(given in ("", "x", "y", "xy"), "given", given, "choose one of '', 'x', 'y', 'xy'")
+    one_of("given", given, ("", "x", "y", "xy"))
     unknown = tuple(axis for axis, name in enumerate("xy") if name not in given)
     return entropy_of_last(joint_table(joint_XYZ).sum(unknown))
 
@@ -43,68 +54,132 @@ def entropy_of_last(table: np.ndarray) -> float:
     return -float(rel_entr(table, table.sum(-1, keepdims=True)).sum()) + 0.0
 
 
-class Association(NamedTuple):
-    """Mutual information of two labels, and how much of it chance alone would give.
-
-    `corrected` is `nats` less its mean over permutations; `normalised` is `nats` over the mean of
-    the two entropies; `p` is one-sided.
-    """
-
-    nats: float
-    corrected: float
-    normalised: float
-    p: float
-
-
 def mutual_information(table_AB: ArrayLike) -> float:
     """Plug-in mutual information, in nats, of a table of counts or weights >= 0.
 
-    Biased upwards by about (A - 1)(B - 1) / 2n for n counts: see `association_test`.
+    Biased upwards by about (A - 1)(B - 1) / 2n for n counts.
 
     >>> round(mutual_information([[5, 0], [0, 5]]), 4), mutual_information([[1, 2], [2, 4]])
     (0.6931, 0.0)
     """
-    joint_AB = contingency(table_AB)
+    table_AB = finite("table", table_AB, "values of one label", "values of the other")
+    least, total = float(table_AB.min()), float(table_AB.sum())
+    require(least >= 0 and total > 0, "table", table_AB.tolist(), "give weights >= 0, one > 0")
+    joint_AB = table_AB / total
     apart_AB = joint_AB.sum(1, keepdims=True) * joint_AB.sum(0)
     return max(0.0, float(rel_entr(joint_AB, apart_AB).sum()))
 
 
-def normalised_mutual_information(table_AB: ArrayLike) -> float:
-    """Mutual information over the mean of the two labels' entropies; 0 where a label is constant.
+def additive_floor(joint_XYZ: ArrayLike) -> float:
+    """The least cross-entropy, in nats, of logits f(x) + g(y) under a table P(x, y, z).
 
-    >>> normalised_mutual_information([[5, 0], [0, 5]])
-    1.0
+    Equal to the largest H_Q(Z|X,Y) over all Q with the pair marginals of P. Iterative proportional
+    fitting finds that Q; a Newton step then makes its marginals exact. What is returned is the
+    entropy of a table that has them, so never above the floor, and within 1e-9 of a cross-entropy
+    that f(x) + g(y) comes arbitrarily close to. Raises ArithmeticError should that fail.
+
+    >>> exclusive_or = np.zeros((2, 2, 2))
+    >>> for x, y in np.ndindex(2, 2):
+    ...     exclusive_or[x, y, x ^ y] = 1 / 4
+    >>> round(additive_floor(exclusive_or), 6)
+    0.693147
     """
-    joint_AB = contingency(table_AB)
-    unit = (entropy_of_last(joint_AB.sum(0)) + entropy_of_last(joint_AB.sum(1))) / 2
-    return mutual_information(joint_AB) / unit if unit > 0 else 0.0
+    joint_XYZ = joint_table(joint_XYZ)
+    support_XYZ = possible_cells(joint_XYZ)
+    marginals_MC = pair_sums(joint_XYZ.shape)[:, support_XYZ.ravel()]
+    target_M = pair_sums(joint_XYZ.shape) @ joint_XYZ.ravel()
+    fitted_XYZ = support_XYZ.astype(np.float64)
+    for _ in range(ROUNDS):
+        fitted_XYZ = proportional_fit(fitted_XYZ, joint_XYZ)
+        step_C = newton_step(fitted_XYZ[support_XYZ], marginals_MC, target_M)
+        exact_XYZ = fitted_XYZ.copy()
+        exact_XYZ[support_XYZ] *= 1 + step_C
+        floor = entropy_of_last(exact_XYZ)  # -inf where the step went below 0
+        if cross_entropy(joint_XYZ, fitted_XYZ) - floor <= TOLERANCE:
+            return floor
+        fitted_XYZ[support_XYZ] *= np.exp(step_C / max(1.0, np.abs(step_C).max()))
+    raise ArithmeticError(
+        f"the additive floor of a table of shape {joint_XYZ.shape} is not known to {TOLERANCE} "
+        f"nats after {ROUNDS} rounds: its probabilities are too uneven"
+    )
 
 
-def association_test(
-    weight_NV: ArrayLike, label_N: ArrayLike, rng: np.random.Generator, permutations: int = 999
-) -> Association:
-    """Do units with different labels (domains) have different weights (on views)?
+def loss_ladder(joint_XYZ: ArrayLike) -> dict[str, float]:
+    """The least loss in nats for each thing that may be known, from nothing to everything."""
+    return {
+        "H(Z)": conditional_entropy(joint_XYZ),
+        "H(Z|X)": conditional_entropy(joint_XYZ, "x"),
+        "H(Z|Y)": conditional_entropy(joint_XYZ, "y"),
+        "additive floor": additive_floor(joint_XYZ),
+        "H(Z|X,Y)": conditional_entropy(joint_XYZ, "xy"),
+    }
 
-    `weight_NV` >= 0 are soft labels, such as routing weights with sum 1, or one-hot. Labels are
-    permuted over units, which must be independent: a unit is a sequence, not a token.
+
+def pair_sums(shape: tuple[int, ...]) -> sparse.csr_array:
+    """The matrix (M, X*Y*Z) that takes a flat table to its marginals (x, y), (x, z), (y, z)."""
+
+    def product(*factors: sparse.sparray) -> sparse.sparray:
+        return sparse.kron(sparse.kron(factors[0], factors[1]), factors[2])
+
+    keep = [sparse.eye_array(size) for size in shape]
+    add = [sparse.csr_array(np.ones((1, size))) for size in shape]
+    pairs = (keep[0], keep[1], add[2]), (keep[0], add[1], keep[2]), (add[0], keep[1], keep[2])
+    return sparse.vstack([product(*pair) for pair in pairs]).tocsr()
+
+
+def possible_cells(joint_XYZ: np.ndarray) -> np.ndarray:
+    """Which cells are above 0 in some table with these pair marginals, as booleans.
+
+    Others would fade like 1/k over the sweeps of proportional fitting, and spoil it: with
+    deterministic tables that is the rule. One linear program finds all at once: along a direction
+    that keeps the marginals and takes from no empty cell, as many of these as can shall gain.
     """
-    weight_NV, label_N = finite("weight", weight_NV, "units", "views"), np.asarray(label_N)
-    wanted = f"give one label for each of the {len(weight_NV)} units"
-    require(label_N.shape == weight_NV.shape[:1], "shape of label", label_N.shape, wanted)
-    require(permutations >= 1, "permutations", permutations, "give a whole number >= 1")
-    one_hot_DN = (np.unique(label_N)[:, None] == label_N).astype(np.float64)
-    table_DV = one_hot_DN @ weight_NV
-    nats = mutual_information(table_DV)
-    chance = np.array([
-        mutual_information(one_hot_DN @ rng.permutation(weight_NV)) for _ in range(permutations)
-    ])  # fmt: skip
-    p = (1 + (chance >= nats - 1e-12).sum()) / (1 + permutations)
-    normalised = normalised_mutual_information(table_DV)
-    return Association(nats, nats - float(chance.mean()), normalised, float(p))
+    pairs = [joint_XYZ.sum(axis, keepdims=True) > 0 for axis in range(3)]
+    full = joint_XYZ.ravel() > 0
+    empty = (pairs[0] & pairs[1] & pairs[2]).ravel() & ~full
+    if not empty.any():
+        return full.reshape(joint_XYZ.shape)
+    sums = pair_sums(joint_XYZ.shape)
+    # The gain of an empty cell is in two parts, of which only the first, at most 1, is rewarded.
+    columns = sparse.hstack([sums[:, full], sums[:, empty], sums[:, empty]])
+    num_full, num_empty = int(full.sum()), int(empty.sum())
+    found = optimize.linprog(
+        np.repeat([0.0, 0.0, -1.0], [num_full, num_empty, num_empty]),
+        A_eq=columns,
+        b_eq=np.zeros(columns.shape[0]),
+        bounds=[(None, None)] * num_full + [(0, None)] * num_empty + [(0, 1)] * num_empty,
+        method="highs",
+    )
+    assert found.success, found.message
+    possible = full.copy()
+    possible[empty] = found.x[-num_empty:] > 0.5
+    return possible.reshape(joint_XYZ.shape)
 
 
-def contingency(table_AB: ArrayLike) -> np.ndarray:
-    table_AB = finite("table", table_AB, "values of one label", "values of the other")
-    least, total = float(table_AB.min()), float(table_AB.sum())
-    require(least >= 0 and total > 0, "table", table_AB.tolist(), "give weights >= 0, one > 0")
-    return table_AB / total
+def proportional_fit(fitted_XYZ: np.ndarray, joint_XYZ: np.ndarray) -> np.ndarray:
+    """Scale a table to the pair marginals of another in turn; the last, (x, y), is then exact."""
+    for _ in range(SWEEPS):
+        for axis in (1, 0, 2):
+            target, now = joint_XYZ.sum(axis, keepdims=True), fitted_XYZ.sum(axis, keepdims=True)
+            fitted_XYZ = fitted_XYZ * np.divide(target, now, out=np.zeros_like(now), where=now > 0)
+    return fitted_XYZ
+
+
+def newton_step(
+    fitted_C: np.ndarray, marginals_MC: sparse.csr_array, target_M: np.ndarray
+) -> np.ndarray:
+    """The relative change of each cell that, as f + g + h of its pairs, mends all marginals."""
+    seen = target_M > 0
+    unit_M = 1 / np.sqrt(target_M[seen])  # rows of like size, whatever the marginals are
+    rows_MC = sparse.diags_array(unit_M) @ marginals_MC[seen]
+    missing_M = unit_M * target_M[seen] - rows_MC @ fitted_C
+    hessian_MM = (rows_MC @ sparse.diags_array(fitted_C) @ rows_MC.T).toarray()
+    # The three pairs share sums, so the matrix is singular; the least-norm solution will do.
+    return rows_MC.T @ linalg.lstsq(hessian_MM, missing_M, cond=1e-13)[0]
+
+
+def cross_entropy(joint_XYZ: np.ndarray, fitted_XYZ: np.ndarray) -> float:
+    """The mean of -ln Q(z|x,y) under P, for Q with the (x, y) marginal of P."""
+    known_XY1 = joint_XYZ.sum(2, keepdims=True)
+    apart = rel_entr(joint_XYZ, fitted_XYZ).sum() - rel_entr(joint_XYZ, known_XY1).sum()
+    return float(apart)

@@ -1,12 +1,15 @@
-"""Studies: from a claim of the source documents to a verdict, by a protocol fixed beforehand."""
+"""Studies: from a claim of the source documents to a verdict, by a protocol fixed beforehand.
 
-from .claims import ASSAY, Claim, Contrast, Finding, Frequency, UnjudgeableError, values
+The engine is here; what belongs to one study alone is in `protocols/<study>.py`.
+"""
+
+from .claims import Claim, Contrast, Frequency, PairedClaim, UnjudgeableError, values
+from .figures import StudyFigure
 from .main import build, main
-from .spec import Picture, Study, Tier
+from .study import ASSAY, Judgement, Study, Tier, judge
 from .summary import Summary
-from .verdict import Judgement, judge
 
 __all__ = [
-    "ASSAY", "Claim", "Contrast", "Finding", "Frequency", "Judgement", "Picture", "Study",
+    "ASSAY", "Claim", "Contrast", "Frequency", "Judgement", "PairedClaim", "Study", "StudyFigure",
     "Summary", "Tier", "UnjudgeableError", "build", "judge", "main", "values",
 ]  # fmt: skip

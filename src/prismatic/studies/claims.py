@@ -1,12 +1,15 @@
 """What a study claims. A claim is a declared family of effects, each judged by the three-way rule.
 
 A table has a row per run, with the columns `arm`, `seed`, `diverged` and a measure each.
+
+Shapes: N seeds.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -14,70 +17,71 @@ from scipy import stats
 
 from prismatic.errors import one_of, require
 from prismatic.stats import (
-    Verdict,
-    clopper_pearson,
+    NO_VERDICT,
+    RULES,
+    Finding,
+    Interval,
     equivalence_power,
-    family_verdicts,
+    family_findings,
     holm,
     paired_power,
     simultaneous_level,
     smallest_detectable_effect,
     smallest_equivalence_margin,
 )
-from prismatic.stats.intervals import Interval
-from prismatic.stats.verdicts import NO_VERDICT, RULES
-
-ASSAY = "inconclusive (assay)"  # a control failed: whatever was measured shows nothing
 
 
 class UnjudgeableError(ValueError):
-    """A claim asks for a value that a run does not have."""
+    """An effect has no value for some run; `verdict` is what is then said of it."""
+
+    def __init__(self, message: str, verdict: str = NO_VERDICT) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+    def finding(self) -> Finding:
+        """What is found of an effect without a number."""
+        nothing = Interval(math.nan, math.nan)
+        return Finding(self.verdict, math.nan, nothing, 0.95, None, 0, None, str(self))
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A verdict on one effect and what it rests on.
+def values(
+    table: pd.DataFrame, arm: str, measure: str, if_diverged: float | None = None
+) -> pd.Series:
+    """A measure of an arm by seed; diverged runs count as `if_diverged`, if that is given.
 
-    `interval` is at `level`, simultaneous over the claim's family; `p` is adjusted within it, None
-    where the rule needs none. `n` counts seeds, or what else was independent.
+    Raises `UnjudgeableError` for a run without a finite value.
     """
-
-    verdict: str
-    estimate: float
-    interval: tuple[float, float]
-    level: float
-    p: float | None
-    n: int
-    smallest_effect: float | None
-    note: str = ""
-
-
-class Claim(Protocol):
-    """What a study's YAML lists under `claims` and `controls`.
-
-    One of several effects also has `within(arms)`: the claim for a tier with these arms alone, None
-    where no effect is left. One without is left out where an arm is missing.
-    """
-
-    says: str
-    source: str
-    unit: str
-
-    def arms(self) -> set[str]:
-        """The arms that the claim cannot do without."""
-
-    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
-        """A finding per effect. Raises `UnjudgeableError` where a run lacks the measure and no
-        effect can do without it.
-        """
+    one_of("measure", measure, tuple(map(str, table.columns)))
+    rows = table[table["arm"] == arm].set_index("seed").sort_index()
+    measured = rows[measure].astype(float)
+    if if_diverged is not None:
+        measured = measured.where(rows["diverged"] == 0, if_diverged)
+    for seed, value in measured[~np.isfinite(measured)].items():
+        how = "diverged" if rows["diverged"][seed] else f"is {value}"
+        raise UnjudgeableError(f"{measure} of arm {arm!r}, seed {seed}, {how}: it has no value")
+    return measured
 
 
-@runtime_checkable
-class Divisible(Protocol):
-    """A claim of which something is left where a tier leaves out arms."""
+def sound_runs(table: pd.DataFrame, arms: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The runs that did not diverge of those arms that have any, by arm."""
+    sound = table[table["diverged"] == 0]
+    by_arm = {arm: sound[sound["arm"] == arm] for arm in arms}
+    return {arm: runs for arm, runs in by_arm.items() if len(runs)}
 
-    def within(self, arms: set[str]) -> Claim | None:
-        """The claim for a tier with these arms alone; None where nothing is left of it."""
+
+def arms_in(part: Any) -> set[str]:
+    """The arms of a list, or of a mapping of effects to their arm, arms or weights of arms."""
+    if isinstance(part, str):
+        return {part}
+    if isinstance(part, Mapping) and not all(isinstance(v, int | float) for v in part.values()):
+        return {arm for one in part.values() for arm in arms_in(one)}
+    return set(part)
+
+
+def groups_within(groups: Mapping[str, Sequence[str]], arms: set[str]) -> dict[str, list[str]]:
+    """Groups of arms without those that a tier leaves out; a group of none is left out, too."""
+    kept = {name: [arm for arm in of if arm in arms] for name, of in groups.items()}
+    return {name: of for name, of in kept.items() if of}
 
 
 class Power(NamedTuple):
@@ -95,126 +99,147 @@ class Power(NamedTuple):
     power: float | None
 
 
-@runtime_checkable
-class Paired(Protocol):
-    """A claim whose effects are one number per seed each."""
+@dataclass(frozen=True, kw_only=True)
+class Claim(ABC):
+    """What a study's YAML lists under `claims` and `controls`.
 
-    def effects(self, table: pd.DataFrame) -> Mapping[str, np.ndarray]:
-        """Every effect by seed."""
-
-    def power(self, num_seeds: int) -> Power:
-        """What so many seeds can find."""
-
-
-def paired_design(
-    num_seeds: int, effects: int, kind: str, matters: float, unit: str, pilot_sd: float | None
-) -> Power:
-    """The power of a family of paired effects, in units of their standard deviation while that is
-    not known from pilot seeds.
+    `says` is the claim in words, `source` where it is made, `unit` that of its effects, of which
+    those below `smallest_effect` do not matter. `kind` is a rule of `prismatic.stats.RULES`. The
+    field that `EFFECTS` names lists arms, or maps effects to their arm, arms or weights of arms.
     """
-    alpha, sd = 0.05 / effects, pilot_sd or 1.0
-    if kind == "greater":
-        smallest = smallest_detectable_effect(num_seeds, sd, alpha=alpha)
-        power = paired_power(num_seeds, 2 * matters, sd, alpha)
-    else:
-        smallest = smallest_equivalence_margin(num_seeds, sd, alpha=alpha)
-        power = equivalence_power(num_seeds, matters, sd, alpha)
-    if pilot_sd is None:
-        return Power(effects, kind, smallest, "standard deviations", None)
-    return Power(effects, kind, smallest, unit, power)
 
-
-def values(
-    table: pd.DataFrame, arm: str, measure: str, if_diverged: float | None = None
-) -> pd.Series:
-    """A measure of an arm by seed; diverged runs count as `if_diverged`, if that is given.
-
-    Raises `UnjudgeableError` for a run without a finite value.
-    """
-    one_of("measure", measure, tuple(map(str, table.columns)))
-    rows = table[table["arm"] == arm].set_index("seed").sort_index()
-    found = rows[measure].astype(float)
-    if if_diverged is not None:
-        found = found.where(rows["diverged"] == 0, if_diverged)
-    for seed, value in found[~np.isfinite(found)].items():
-        how = "diverged" if rows["diverged"][seed] else f"is {value}"
-        raise UnjudgeableError(f"{measure} of arm {arm!r}, seed {seed}, {how}: it has no value")
-    return found
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Effects that are weighted sums of one measure over arms, paired by seed.
-
-    `contrasts` maps the name of an effect to the weight of each arm; `offset` is added. Weights are
-    such that the claim says > 0. `kind` and `smallest_effect` are those of
-    `prismatic.stats.paired_verdict`; `log` takes the logarithm of the measure first. A diverged run
-    counts as `if_diverged`. `pilot_sd` is the deviation of the effect over pilot seeds.
-    """
+    EFFECTS: ClassVar[str]
 
     says: str
-    measure: str
-    contrasts: Mapping[str, Mapping[str, float]]
-    smallest_effect: float
     source: str = ""
     unit: str = ""
     kind: str = "greater"
+    smallest_effect: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, tuple(RULES))
+        least = self.smallest_effect
+        require(least is None or least > 0, "smallest_effect", least, "give a number > 0")
+        effects = getattr(self, self.EFFECTS)
+        require(bool(effects), self.EFFECTS, effects, "name at least one")
+
+    def arms(self) -> set[str]:
+        """The arms that the claim cannot do without."""
+        return arms_in(getattr(self, self.EFFECTS))
+
+    def measure_names(self) -> set[str]:
+        """The measures it is about, as far as it names them."""
+        return set()
+
+    def within(self, arms: set[str]) -> Self | None:
+        """The claim for a tier with these arms alone; None where no effect is left."""
+        declared = getattr(self, self.EFFECTS)
+        if isinstance(declared, Mapping):
+            kept: Any = {name: one for name, one in declared.items() if arms_in(one) <= arms}
+        else:
+            kept = [arm for arm in declared if arm in arms]
+        return replace(self, **{self.EFFECTS: kept}) if kept else None
+
+    @abstractmethod
+    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
+        """A finding per effect. Raises `UnjudgeableError` where no effect has a value."""
+
+    def power(self, num_seeds: int) -> Power | None:
+        """What so many seeds can find, where that is known before anything is run."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedClaim(Claim):
+    """A claim whose effects are one number per seed each, oriented so that it says > 0.
+
+    `pilot_sd` is the deviation of an effect over pilot seeds.
+    """
+
+    smallest_effect: float
+    pilot_sd: float | None = None
+
+    @abstractmethod
+    def effect(self, table: pd.DataFrame, name: str) -> np.ndarray:
+        """An effect by seed: (N,). Raises `UnjudgeableError` where a run has no value of it."""
+
+    def effects(
+        self, table: pd.DataFrame
+    ) -> tuple[dict[str, np.ndarray], dict[str, UnjudgeableError]]:
+        """Every effect by seed, and why others have no value."""
+        measured, lost = {}, {}
+        for name in getattr(self, self.EFFECTS):
+            try:
+                measured[name] = self.effect(table, name)
+            except UnjudgeableError as reason:
+                lost[name] = reason
+        return measured, lost
+
+    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
+        measured, lost = self.effects(table)
+        # What could not be measured stays in the family, whose size was declared.
+        judged = family_findings(
+            measured, self.smallest_effect, kind=self.kind, rng=rng, lost=len(lost)
+        )
+        return {
+            name: lost[name].finding() if name in lost else self.checked(table, name, judged[name])
+            for name in getattr(self, self.EFFECTS)
+        }
+
+    def checked(self, table: pd.DataFrame, name: str, found: Finding) -> Finding:
+        """The finding after what the claim asks of it beside the rule."""
+        return found
+
+    def power(self, num_seeds: int) -> Power:
+        """In units of the effect's standard deviation while that is not known from pilot seeds."""
+        effects, sd = len(getattr(self, self.EFFECTS)), self.pilot_sd or 1.0
+        alpha, matters = 0.05 / effects, self.smallest_effect
+        if self.kind == "greater":
+            smallest = smallest_detectable_effect(num_seeds, sd, alpha=alpha)
+            power = paired_power(num_seeds, 2 * matters, sd, alpha)
+        else:
+            smallest = smallest_equivalence_margin(num_seeds, sd, alpha=alpha)
+            power = equivalence_power(num_seeds, matters, sd, alpha)
+        if self.pilot_sd is None:
+            return Power(effects, self.kind, smallest, "standard deviations", None)
+        return Power(effects, self.kind, smallest, self.unit, power)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(PairedClaim):
+    """Effects that are weighted sums of one measure over arms, paired by seed.
+
+    `contrasts` maps the name of an effect to the weight of each arm; `offset` is added. `log` takes
+    the logarithm of the measure first. A diverged run counts as `if_diverged`.
+    """
+
+    EFFECTS = "contrasts"
+
+    measure: str
+    contrasts: Mapping[str, Mapping[str, float]]
     offset: float = 0.0
     log: bool = False
     if_diverged: float | None = None
-    pilot_sd: float | None = None
 
     def __post_init__(self) -> None:
-        one_of("kind", self.kind, ("greater", "no difference"))
-        require(self.smallest_effect > 0, "smallest_effect", self.smallest_effect, "give > 0")
-        require(bool(self.contrasts), "contrasts", self.contrasts, "name at least one effect")
+        super().__post_init__()
         for name, weights in self.contrasts.items():
             valid = bool(weights) and all(isinstance(w, int | float) for w in weights.values())
             require(valid, f"contrast {name}", weights, "give each arm a number: {a: 1, b: -1}")
 
-    def arms(self) -> set[str]:
-        return {arm for weights in self.contrasts.values() for arm in weights}
+    def measure_names(self) -> set[str]:
+        return {self.measure}
 
-    def within(self, arms: set[str]) -> "Contrast | None":
-        """The claim for a tier with these arms alone; None where no effect is left."""
-        kept = {name: w for name, w in self.contrasts.items() if set(w) <= arms}
-        return replace(self, contrasts=kept) if kept else None
-
-    def effects(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Every effect by seed."""
-        return {name: self.effect(table, weights) for name, weights in self.contrasts.items()}
-
-    def effect(self, table: pd.DataFrame, weights: Mapping[str, float]) -> np.ndarray:
-        parts = [w * self.of(table, arm) for arm, w in weights.items()]
-        return (sum(parts[1:], parts[0]) + self.offset).to_numpy()
-
-    def of(self, table: pd.DataFrame, arm: str) -> pd.Series:
-        found = values(table, arm, self.measure, self.if_diverged)
-        return np.log(found) if self.log else found
-
-    def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
-        measured, lost = {}, {}
-        for name, weights in self.contrasts.items():
-            try:
-                measured[name] = self.effect(table, weights)
-            except UnjudgeableError as error:
-                lost[name] = unjudged(NO_VERDICT, str(error))
-        verdicts = family_verdicts(
-            measured, smallest_effect=self.smallest_effect, claim=self.kind, rng=rng, lost=len(lost)
-        )
-        return {
-            name: lost[name] if name in lost else finding(verdicts[name]) for name in self.contrasts
-        }
-
-    def power(self, num_seeds: int) -> Power:
-        return paired_design(
-            num_seeds, len(self.contrasts), self.kind, self.smallest_effect, self.unit,
-            self.pilot_sd,
-        )  # fmt: skip
+    def effect(self, table: pd.DataFrame, name: str) -> np.ndarray:
+        total = self.offset
+        for arm, weight in self.contrasts[name].items():
+            by_seed = values(table, arm, self.measure, self.if_diverged)
+            total = total + weight * (np.log(by_seed) if self.log else by_seed)
+        return np.asarray(total)
 
 
-@dataclass(frozen=True)
-class Frequency:
+@dataclass(frozen=True, kw_only=True)
+class Frequency(Claim):
     """Something happens in more than a share of runs: `measure` is 1 where it does, 0 elsewhere.
 
     `groups` maps effects to the arms whose runs are counted together. An effect is the share less
@@ -222,65 +247,52 @@ class Frequency:
     over the runs as if they were independent.
     """
 
-    says: str
+    EFFECTS = "groups"
+
     measure: str
     groups: Mapping[str, Sequence[str]]
     above: float
     smallest_effect: float
-    source: str = ""
     unit: str = "share of runs"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 < self.above < 1, "above", self.above, "give a share between 0 and 1")
-        require(self.smallest_effect > 0, "smallest_effect", self.smallest_effect, "give > 0")
 
-    def arms(self) -> set[str]:
-        return {arm for arms in self.groups.values() for arm in arms}
+    def measure_names(self) -> set[str]:
+        return {self.measure}
 
-    def within(self, arms: set[str]) -> "Frequency | None":
-        kept = {name: [arm for arm in of if arm in arms] for name, of in self.groups.items()}
-        kept = {name: of for name, of in kept.items() if of}
-        return replace(self, groups=kept) if kept else None
+    def within(self, arms: set[str]) -> Self | None:
+        groups = groups_within(self.groups, arms)
+        return replace(self, groups=groups) if groups else None
 
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
         rule = RULES["greater"]
         level = simultaneous_level(len(self.groups), rule.level)
-        counts = {
+        happened = {
             name: {arm: values(table, arm, self.measure) for arm in arms}
             for name, arms in self.groups.items()
         }
-        whole = {name: np.concatenate([*by_arm.values()]) for name, by_arm in counts.items()}
-        p = [stats.binomtest(int(one.sum()), one.size, self.above).pvalue for one in whole.values()]
+        tests = {}
+        for name, by_arm in happened.items():
+            count, size = (
+                sum(int(one.sum()) for one in by_arm.values()),
+                sum(map(len, by_arm.values())),
+            )
+            tests[name] = stats.binomtest(count, size, self.above)
+        adjusted = holm([test.pvalue for test in tests.values()])
         found = {}
-        for (name, one), holm_p in zip(whole.items(), holm(p), strict=True):
-            low, high = clopper_pearson(int(one.sum()), one.size, level)
-            estimate = float(one.mean()) - self.above
-            interval = Interval(low - self.above, high - self.above)
-            verdict = str(rule.judge(estimate, interval, holm_p, self.smallest_effect))
-            bounds = (float(interval.low), float(interval.high))
-            most = max(counts[name], key=lambda arm: counts[name][arm].mean())
-            note = f"{int(one.sum())} of {one.size} runs"
-            if one.any() and len(counts[name]) > 1:
-                note += f"; most in {most}: {int(counts[name][most].sum())}"
+        for (name, test), p in zip(tests.items(), adjusted.tolist(), strict=True):
+            low, high = test.proportion_ci(level)
+            interval = Interval(float(low) - self.above, float(high) - self.above)
+            estimate = float(test.statistic) - self.above
+            verdict = str(rule.judge(estimate, interval, p, self.smallest_effect))
+            note = f"{test.k} of {test.n} runs"
+            by_arm = happened[name]
+            if test.k and len(by_arm) > 1:
+                most = max(by_arm, key=lambda arm: by_arm[arm].mean())
+                note += f"; most in {most}: {int(by_arm[most].sum())}"
             found[name] = Finding(
-                verdict, estimate, bounds, level, float(holm_p), one.size, self.smallest_effect,
-                note,
-            )  # fmt: skip
+                verdict, estimate, interval, level, p, test.n, self.smallest_effect, note
+            )
         return found
-
-
-def finding(verdict: Verdict) -> Finding:
-    """A verdict on paired differences, as a study keeps it."""
-    low, high = map(float, verdict.interval)
-    note = f"P(larger on a new seed) = {verdict.p_better:.2f}"
-    if verdict.verdict == NO_VERDICT:
-        note = f"{verdict.n} seeds cannot support one of {verdict.num_claims} claims; {note}"
-    return Finding(
-        verdict.verdict, verdict.estimate, (low, high), verdict.level, verdict.holm_p, verdict.n,
-        verdict.smallest_effect, note,
-    )  # fmt: skip
-
-
-def unjudged(verdict: str, note: str) -> Finding:
-    """A finding without a number."""
-    return Finding(verdict, math.nan, (math.nan, math.nan), 0.95, None, 0, None, note)

@@ -1,15 +1,17 @@
 """What `src/study.py` does: run what has not run, judge the table, write the report."""
 
 import os
+import re
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -21,16 +23,18 @@ from prismatic.config.command_line import explain
 from prismatic.config.paths import ROOT
 from prismatic.dashboard.rerun import text
 from prismatic.errors import one_of, require
-from prismatic.files import write_text
+from prismatic.files import append_line, write_text
+from prismatic.report.page import FOLDER
 from prismatic.run_folder.provenance import provenance
+from prismatic.tracking import Recorder
 
-from . import runner, writing
-from .claims import Paired
+from . import report, runner
+from .claims import PairedClaim
 from .design import written_out
-from .parent import Parent
-from .spec import PILOT, TIERS, Study, Tier, digest
-from .verdict import judge
+from .study import PILOT, TIERS, Judgement, Study, Tier, digest, judge
 
+COMMITS = "commits.txt"  # in a study's folder: of the code that trained its runs
+MLFLOW_RUN = "mlflow_run"  # in a study's folder: the id of its run in MLflow
 INTERRUPTED = 130  # a shell's exit status after Ctrl-C
 ENOUGH = 4  # lines of an error
 OFTEN = 10.0  # seconds between lines of progress
@@ -80,36 +84,40 @@ class StudyRun:
         seeds = range(first, first + count)
         kind = f"{config.tier}-pilot" if config.pilot else config.tier
         folder = Path(config.output).absolute() / study.name / f"{kind}-{known}"
-        self.announce(config.tier, len(seeds))
+        print(f"{study.name} (tier {config.tier}): {study.question}")
+        if power := report.power_rows(study.claims_of(tier), count):
+            report.print_table(report.POWER_HEAD, power)
         planned = runner.jobs(study, tier, seeds)
         with alone(folder):
             write_text(folder / "study.yaml", OmegaConf.to_yaml(config.study, resolve=True))
-            with Parent(config.logger, study, kind, known, folder) as parent:
-                runs = self.measured(config, planned, folder, parent)
+            tags = {"study": study.name, "tier": kind, "study_hash": known}
+            with StudyRecord(config.logger, study, tags, folder) as record:
+                runs = self.measured(config, planned, folder, record)
                 if config.pilot:
-                    writing.print_table(spreads(study, tier, runs))
+                    head = ("claim", "effect", "mean", "standard deviation")
+                    report.print_table(head, spread_rows(study, tier, runs))
                 else:
-                    self.conclude(config, known, seeds, runs, folder, parent)
-
-    def announce(self, tier: str, num_seeds: int) -> None:
-        """What is asked and what the design can find, before anything runs."""
-        print(f"{self.study.name} (tier {tier}): {self.study.question}")
-        rows = writing.power_rows(self.study.claims_of(self.study.tier(tier)), num_seeds)
-        if rows:
-            writing.print_table(pd.DataFrame(rows, columns=list(writing.POWER_HEAD)))
+                    self.conclude(config, known, seeds, runs, folder, record)
 
     def measured(
-        self, config: DictConfig, planned: Sequence[runner.Job], folder: Path, parent: Parent
-    ) -> pd.DataFrame:
+        self, config: DictConfig, planned: Sequence[runner.Job], folder: Path,
+        record: "StudyRecord",
+    ) -> pd.DataFrame:  # fmt: skip
         """The table, complete. Raises `ValueError` where a run failed."""
-        waiting = [one for one in planned if not runner.is_done(folder, one)]
+        waiting = [job for job in planned if not runner.is_done(folder, job)]
         if waiting:
-            executor = config.executor or ("inline" if config.tier == "smoke" else "fork")
-            n_jobs = config.n_jobs or len(os.sched_getaffinity(0))
-            said = progress(len(planned) - len(waiting), len(planned))
-            common = [*self.probes, *parent.overrides]
-            together = self.study.together
-            failed = runner.run(waiting, folder, together, common, n_jobs, executor, said)
+            commit = provenance(ROOT).commit or "unknown"
+            if commit not in commits(folder):
+                append_line(folder / COMMITS, commit)
+            failed = runner.run_jobs(
+                waiting,
+                folder,
+                together=self.study.together,
+                common=[*self.probes, *record.overrides],
+                n_jobs=config.n_jobs or len(os.sched_getaffinity(0)),
+                executor=config.executor or ("inline" if config.tier == "smoke" else "fork"),
+                say=progress(len(planned) - len(waiting), len(planned)),
+            )
             if failed:
                 raise ValueError(
                     f"{len(failed)} of {len(planned)} runs failed, and an incomplete table is not "
@@ -119,25 +127,92 @@ class StudyRun:
 
     def conclude(
         self, config: DictConfig, known: str, seeds: Sequence[int], runs: pd.DataFrame,
-        folder: Path, parent: Parent,
+        folder: Path, record: "StudyRecord",
     ) -> None:  # fmt: skip
         study = self.study
         judged = judge(study, config.tier, runs)
-        commit = provenance(ROOT).commit or "unknown"
-        facts = writing.Facts(
-            config.tier, known, list(seeds), len(runs), float(runs["seconds"].sum()),
-            command(config), commit,
-        )  # fmt: skip
-        files = writing.write(study, facts, judged, runs, folder)
-        parent.conclude(judged, files)
-        rows = writing.finding_rows(study.claims, judged.claims)
-        shown = pd.DataFrame(rows, columns=list(writing.HEAD)).drop(columns="note")
-        shown["claim"] = shown["claim"].mask(shown["claim"].duplicated(), "")
-        writing.print_table(shown)
+        facts = report.Facts(
+            tier=config.tier,
+            hash=known,
+            seeds=list(seeds),
+            runs=len(runs),
+            seconds=float(runs["seconds"].sum()),
+            command=command(config),
+            commit=", ".join(one[:12] for one in commits(folder)) or "unknown",
+            date=date.today().isoformat(),
+        )
+        files = report.write(study, facts, judged, runs, folder)
+        record.conclude(judged, files)
+        rows = report.finding_rows(study.claims, judged.claims)
+        says = [row[0] for row in rows]
+        shown = [["" if row[0] in says[:k] else row[0], *row[1:-1]] for k, row in enumerate(rows)]
+        report.print_table(report.HEAD[:-1], shown)
         for control in judged.failed:
             print(f"control failed: {control}")
-        print(f"verdict: {writing.verdict_of(judged)}\nreport:  {folder / writing.HTML}")
-        print(f"MLflow:  {parent.url()}")
+        print(f"verdict: {judged.verdict}\nreport:  {folder / report.HTML}")
+        print(f"MLflow:  {record.recorder.url()}")
+
+
+class StudyRecord:
+    """A study's run in MLflow, above those of its arms: a new one, or that which goes on."""
+
+    def __init__(
+        self, logger: DictConfig, study: Study, tags: Mapping[str, str], folder: Path
+    ) -> None:
+        self.logger, self.tags, kept = logger, tags, folder / MLFLOW_RUN
+        self.recorder = Recorder(
+            logger.tracking_uri, logger.experiment_name, f"{study.name} ({tags['tier']})", tags,
+            run_id=kept.read_text() if kept.exists() else None, spool=folder / "unsent.jsonl",
+        )  # fmt: skip
+        kept.write_text(self.recorder.version)
+        self.end_strays()
+        self.recorder.set_tags({"question": study.question, "folder": folder})
+        self.recorder.log_file(folder / "study.yaml")
+
+    @property
+    def overrides(self) -> list[str]:
+        """What the study's runs need to be recorded below it."""
+        return [
+            f"++logger.tracking_uri={text(self.logger.tracking_uri)}",
+            f"++logger.experiment_name={text(self.logger.experiment_name)}",
+            f"++logger.parent_run_id={text(self.recorder.version)}",
+            f"++tags={text(self.tags)}",
+        ]
+
+    def conclude(self, judged: Judgement, files: Iterable[Path]) -> None:
+        """Record verdicts as tags, effects as metrics, the report as artifacts."""
+        tags, metrics = {"verdict": judged.verdict}, {}
+        for claim, found in judged.claims.items():
+            for effect, one in found.items():
+                # MLflow takes these characters alone.
+                name = re.sub(r"[^\w .:/-]", "_", f"{claim}/{effect}" if effect else claim)
+                tags[f"verdict.{name}"] = one.verdict
+                metrics[f"effect/{name}"] = one.estimate
+        self.recorder.set_tags(tags)
+        self.recorder.log_metrics(metrics)
+        for file in files:
+            self.recorder.log_file(file, FOLDER)
+
+    def end_strays(self) -> None:
+        """End the runs of a study that was killed: nobody else does."""
+        client = self.recorder.experiment
+        if client is not None:
+            below = f"tags.`mlflow.parentRunId` = '{self.recorder.version}'"
+            experiment = client.get_run(self.recorder.version).info.experiment_id
+            for run in client.search_runs([experiment], f"{below} and status = 'RUNNING'"):
+                client.set_terminated(run.info.run_id, "KILLED")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.recorder.end("KILLED" if stopped else "FAILED" if kind else "FINISHED")
+
+
+def typed() -> list[str]:
+    """The overrides of the command line, where there is one."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def command(config: DictConfig) -> str:
@@ -150,9 +225,10 @@ def command(config: DictConfig) -> str:
     return shlex.join(["python", "src/study.py", *own])
 
 
-def typed() -> list[str]:
-    """The overrides of the command line, where there is one."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+def commits(folder: Path) -> list[str]:
+    """The commits of the code that trained a study's runs."""
+    kept = folder / COMMITS
+    return kept.read_text().split() if kept.exists() else []
 
 
 @contextmanager
@@ -175,14 +251,14 @@ def alone(folder: Path) -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def spreads(study: Study, tier: Tier, runs: pd.DataFrame) -> pd.DataFrame:
+def spread_rows(study: Study, tier: Tier, runs: pd.DataFrame) -> list[list[str]]:
     """The mean and deviation of every paired effect: what `pilot_sd` is taken from."""
     rows = []
     for name, claim in {**study.claims_of(tier), **study.controls_of(tier)}.items():
-        if isinstance(claim, Paired):
-            for effect, found_N in claim.effects(runs).items():
-                rows.append([name, effect, f"{found_N.mean():.4g}", f"{found_N.std(ddof=1):.3g}"])
-    return pd.DataFrame(rows, columns=["claim", "effect", "mean", "standard deviation"])
+        if isinstance(claim, PairedClaim):
+            for effect, one_N in claim.effects(runs)[0].items():
+                rows.append([name, effect, f"{one_N.mean():.4g}", f"{one_N.std(ddof=1):.3g}"])
+    return rows
 
 
 def reasons(failed: Mapping[str, BaseException], folder: Path) -> str:

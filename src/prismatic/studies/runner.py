@@ -1,6 +1,8 @@
 """The runs of a study: every arm with every seed, by the local launcher; finished ones stay."""
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -11,16 +13,20 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.prismatic_local.launcher import LOG, LocalLauncher, context_of
 from prismatic.config.command_line import explain
 from prismatic.dashboard.rerun import text
+from prismatic.files import write_text
+from prismatic.replicas import run
+from prismatic.run_folder.contents import METRICS, read_run
+from prismatic.training import DivergedError
 
-from . import job
-from .spec import KEPT, Study, Tier, plain
+from .study import KEPT, Study, Tier, path_name
 
 RUNS = "runs"  # the folder of a study's runs
+MEASURED = "measures.json"  # in a run's folder: a list of rows, once it has ended
 GIVE_UP = 5  # failures after which no further run is started: the table has holes anyway
 EXECUTORS = ("fork", "inline")
 ONCE = "trainer.val_check_interval=${trainer.max_steps}"  # studies look at the end alone
@@ -40,26 +46,60 @@ def jobs(study: Study, tier: Tier, seeds: Sequence[int]) -> list[Job]:
     """All runs, seed by seed, so that a study that is stopped has whole pairs."""
     arms = [arm for arm in study.arms if arm in study.arms_of(tier)]
     groups = [tuple(seeds)] if study.together else [(seed,) for seed in seeds]
-    return [job_of(study, tier, arm, group) for group in groups for arm in arms]
+    planned = []
+    for group in groups:
+        for arm in arms:
+            name, seeded = f"seed_{group[0]}", f"seed={group[0]}"
+            if study.together:
+                name, seeded = "seeds", f"seeds=[{','.join(map(str, group))}]"
+            folder = f"{RUNS}/{path_name(arm)}/{name}"
+            named = f"++logger.run_name={text(f'{arm}, seed {group[0]}')}"
+            own = [*study.arms[arm], *tier.of_arms.get(arm, ())]
+            overrides = [*study.common, ONCE, *tier.overrides, *own, seeded, named]
+            planned.append(Job(arm, group, folder, overrides))
+    return planned
 
 
-def job_of(study: Study, tier: Tier, arm: str, seeds: Sequence[int]) -> Job:
-    folder = f"{RUNS}/{plain(arm)}/"
-    folder += "seeds" if study.together else f"seed_{seeds[0]}"
-    seeded = f"seeds=[{','.join(map(str, seeds))}]" if study.together else f"seed={seeds[0]}"
-    named = f"++logger.run_name={text(f'{arm}, seed {seeds[0]}')}"
-    own = [*study.arms[arm], *tier.of_arms.get(arm, ())]
-    overrides = [*study.common, ONCE, *tier.overrides, *own, seeded, named]
-    return Job(arm, seeds, folder, overrides)
+def train_one(config: DictConfig) -> None:
+    """The task of one run: train what a configuration describes, and keep its measures.
+
+    Divergence is a result: the loss is then that of the uniform predictor.
+    """
+    begun, folder = time.perf_counter(), Path(HydraConfig.get().runtime.output_dir)
+    try:
+        run(config, folder)
+        measured = json.loads((folder / METRICS).read_text()) | {"diverged": 0.0}
+    except DivergedError:
+        vocabulary = read_run(folder)[1]["vocab_size"]
+        measured = {"diverged": 1.0, "loss/val": math.log(vocabulary)}
+    keep(folder, [{"seed": config.seed, **measured}], begun)
 
 
-def is_done(folder: Path, one: Job) -> bool:
-    return (folder / one.folder / job.MEASURED).exists()
+def train_together(config: DictConfig) -> None:
+    """The task of an arm whose seeds are trained at once."""
+    from .full_batch import train
+
+    begun, folder = time.perf_counter(), Path(HydraConfig.get().runtime.output_dir)
+    measured = train(config, list(config.seeds))
+    rows = [{"seed": seed, "diverged": 0.0, **metrics} for seed, metrics in measured.items()]
+    keep(folder, rows, begun)
 
 
-def run(
+def keep(folder: Path, rows: list[dict[str, float]], begun: float) -> None:
+    """Write the measures, with each row's share of the seconds since `begun`."""
+    seconds = (time.perf_counter() - begun) / len(rows)
+    timed = [{**row, "seconds": seconds} for row in rows]
+    write_text(folder / MEASURED, json.dumps(timed, indent=2))
+
+
+def is_done(folder: Path, job: Job) -> bool:
+    return (folder / job.folder / MEASURED).exists()
+
+
+def run_jobs(
     waiting: Sequence[Job],
     folder: Path,
+    *,
     together: bool,
     common: Sequence[str],
     n_jobs: int,
@@ -71,46 +111,36 @@ def run(
     `common` are overrides for all; `say(ended, failed)` hears how it goes. An interrupt ends all.
     Raises `ValueError`, before anything runs, for an arm that Hydra cannot compose.
     """
+    overrides = {
+        job.folder: [*job.overrides, *common, f"hydra.sweep.subdir={job.folder}"] for job in waiting
+    }
     failed: dict[str, BaseException] = {}
-    left = list(waiting)
+    left = list(enumerate(waiting))
+    running: dict[int, Job] = {}
     with launcher(folder, together, n_jobs, executor) as local:
-        for one in {one.arm: one for one in waiting}.values():
-            check(local, one, common)
-        running: dict[int, Job] = {}
+        for job in {job.arm: job for job in waiting}.values():
+            try:
+                local.composed(0, overrides[job.folder])
+            except Exception as error:
+                raise ValueError(f"arm {job.arm!r}: {explain(error) or error}") from error
         ended = 0
         while left or running:
             while left and len(running) < local.n_jobs:
-                one = left.pop(0)
-                number = len(waiting) - len(left) - 1
-                running[number] = one
-                start(local, number, one, common, folder)
+                number, job = left.pop(0)
+                running[number] = job
+                (folder / job.folder).mkdir(parents=True, exist_ok=True)
+                # What it prints goes to its file, also where it runs in this process.
+                with (folder / job.folder / LOG).open("w") as file, redirect_stdout(file):
+                    local.start(number, overrides[job.folder])
             for number, result in local.finished(1.0):
-                one = running.pop(number)
+                job = running.pop(number)
                 ended += 1
-                if not is_done(folder, one):
-                    failed[one.folder] = result._return_value
+                if not is_done(folder, job):
+                    failed[job.folder] = result._return_value
             if len(failed) >= GIVE_UP:
                 left.clear()
             say(ended, len(failed))
     return failed
-
-
-def check(local: LocalLauncher, one: Job, common: Sequence[str]) -> None:
-    try:
-        local.composed(0, whole(one, common))
-    except Exception as error:
-        raise ValueError(f"arm {one.arm!r}: {explain(error) or error}") from error
-
-
-def whole(one: Job, common: Sequence[str]) -> list[str]:
-    return [*one.overrides, *common, f"hydra.sweep.subdir={one.folder}"]
-
-
-def start(local: LocalLauncher, number: int, one: Job, common: Sequence[str], folder: Path) -> None:
-    """Start a run in a free slot; what it prints goes to a file, also where it runs in here."""
-    (folder / one.folder).mkdir(parents=True, exist_ok=True)
-    with (folder / one.folder / LOG).open("w") as file, redirect_stdout(file):
-        local.start(number, whole(one, common))
 
 
 @contextmanager
@@ -133,7 +163,7 @@ def launcher(folder: Path, together: bool, n_jobs: int, executor: str) -> Iterat
         config.hydra.runtime.output_dir = str(folder)
     local = instantiate(config.hydra.launcher)
     context = context_of(config, loader)
-    task = job.together if together else job.alone
+    task = train_together if together else train_one
     local.setup(hydra_context=context, task_function=task, config=config)
     try:
         yield local
@@ -145,10 +175,11 @@ def launcher(folder: Path, together: bool, n_jobs: int, executor: str) -> Iterat
 def read_table(study: Study, folder: Path, planned: Sequence[Job]) -> pd.DataFrame:
     """The measures of all runs that have ended: a row each, with `arm`, `seed`, `diverged`."""
     rows = [
-        {"arm": one.arm, **row}
-        for one in planned
-        if is_done(folder, one)
-        for row in json.loads((folder / one.folder / job.MEASURED).read_text())
+        {"arm": job.arm, **row}
+        for job in planned
+        if is_done(folder, job)
+        for row in json.loads((folder / job.folder / MEASURED).read_text())
     ]
     table = pd.DataFrame(rows)
-    return table[[*KEPT, *sorted(c for c in table if c not in KEPT and study.wants(str(c)))]]
+    measures = sorted(str(name) for name in table if name not in KEPT and study.keeps(str(name)))
+    return table[[*KEPT, *measures]]

@@ -1,35 +1,39 @@
 """One page of all studies: each claim, where it is made, and what was found."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from prismatic.errors import require
 from prismatic.files import write_text
-from prismatic.report.markup import page, paragraph, table
+from prismatic.report import markup
 
 from .design import written_out
-from .spec import TIERS, digest
-from .writing import HTML, VERDICT, markdown_table, print_table
+from .report import HTML, MARKDOWN, TABLE, VERDICT, markdown_table, print_table
+from .study import TIERS, digest
 
 NAME = "summary"
+INDEX = "README.md"  # of the published results
 OUTDATED = ", by another specification"
-HEAD = (
-    "study",
-    "claim",
-    "source",
-    "effect",
-    "verdict",
-    "estimate and interval",
-    "power",
+HEAD = ("study", "claim", "source", "effect", "verdict", "estimate and interval", "power")
+INTRODUCTION = (
+    "Each claim is judged by a rule that was fixed before the runs: supported, refuted or "
+    "inconclusive, for each regime by itself. A smoke tier gives no verdict. Minutes are those of "
+    "all runs of the study, one after another."
+)
+PUBLISHED = (
+    "The last judged round of every study, written by `python src/study.py study=summary "
+    "publish=true`: the verdicts as JSON, the table of runs that they are a function of, the "
+    "report and its figures. The commit is that of the code that trained the runs."
 )
 
 
@@ -39,18 +43,21 @@ class Summary:
     def run(self, config: DictConfig) -> None:
         """Write `summary.md` and `summary.html` beside the studies' folders.
 
-        Raises `ValueError` where no study has been run.
+        With `publish`, copy every study's last results to `results`, and write their index. Raises
+        `ValueError` where no study has been run.
         """
         folder = Path(config.output).absolute()
-        found = latest(read(folder), present)
+        results = latest(read(folder), present)
         wanted = "run one first: python src/study.py study=leak tier=cpu"
-        require(bool(found), "output", str(folder), f"it holds no finished study; {wanted}")
-        rows = [row for result in found for row in rows_of(result)]
-        reports = {r["study"]: relpath(Path(r["folder"], HTML), folder) for r in found}
-        write_text(folder / f"{NAME}.md", markdown(found, rows, reports))
-        write_text(folder / f"{NAME}.html", html(found, reports))
-        print_table(pd.DataFrame(rows, columns=list(HEAD)))
+        require(bool(results), "output", str(folder), f"it holds no finished study; {wanted}")
+        rows = [row for result in results for row in rows_of(result)]
+        reports = {r["study"]: relpath(Path(r["folder"], HTML), folder) for r in results}
+        write_text(folder / f"{NAME}.md", markdown(results, rows, reports))
+        write_text(folder / f"{NAME}.html", html(results, reports))
+        print_table(HEAD, rows)
         print(f"summary: {folder / f'{NAME}.html'}")
+        if config.publish:
+            print(f"results: {publish(results, Path(config.results).absolute())}")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -92,13 +99,13 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for claim in result["claims"].values():
         whole = [name, claim["says"], claim["source"] or "-", claim["power"] or "-"]
-        for row in effects(claim):
+        for row in effect_rows(claim):
             rows.append([*whole[:3], *row, whole[3]])
             whole = [""] * 4
     return rows
 
 
-def effects(claim: Mapping[str, Any]) -> list[list[str]]:
+def effect_rows(claim: Mapping[str, Any]) -> list[list[str]]:
     return [
         [effect or "-", finding["verdict"], finding["shown"]]
         for effect, finding in claim["findings"].items()
@@ -113,19 +120,11 @@ def minutes(result: Mapping[str, Any]) -> str:
     return f"{result['seconds'] / 60:.1f} min"
 
 
-INTRODUCTION = (
-    "Each claim is judged by a rule that was fixed before the runs: supported, refuted or "
-    "inconclusive, for each regime by itself. A smoke tier gives no verdict. Minutes are those of "
-    "all runs of the study, one after another."
-)
-
-
 def markdown(
     results: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[str]], reports: Mapping[str, str]
 ) -> str:
     lines = [f"- [{r['study']}]({reports[r['study']]}): {r['question']}" for r in results]
-    studies = "\n".join(lines)
-    parts = ["# Studies", INTRODUCTION, studies, markdown_table(HEAD, rows)]
+    parts = ["# Studies", INTRODUCTION, "\n".join(lines), markdown_table(HEAD, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -135,7 +134,7 @@ def html(results: Sequence[Mapping[str, Any]], reports: Mapping[str, str]) -> st
         for r in results
     ]
     parts = [part for r in results for part in section(r, reports[r["study"]])]
-    return page("Studies", [paragraph(INTRODUCTION, "facts"), *links, *parts])
+    return markup.page("Studies", [markup.paragraph(INTRODUCTION, "facts"), *links, *parts])
 
 
 def section(result: Mapping[str, Any], report: str) -> Iterator[str]:
@@ -143,10 +142,31 @@ def section(result: Mapping[str, Any], report: str) -> Iterator[str]:
     yield f'<h2 id="{result["study"]}">{escape(title(result))}: {escape(result["question"])}</h2>'
     source = result["source"] or "none: a guard"
     yield f'<p><a href="{escape(report)}">Report</a></p>'
-    yield paragraph(f"{minutes(result)} of computing · source {source}", "facts")
-    yield paragraph(result["covers"], "setup")
+    yield markup.paragraph(f"{minutes(result)} of computing · source {source}", "facts")
+    yield markup.paragraph(result["covers"], "setup")
     for claim in result["claims"].values():
         yield f"<h3>{escape(claim['says'])}</h3>"
         facts = [claim["verdict"], claim["source"], claim["power"] and f"power: {claim['power']}"]
-        yield paragraph(" · ".join(filter(None, facts)), "facts")
-        yield table(HEAD[3:6], effects(claim))
+        yield markup.paragraph(" · ".join(filter(None, facts)), "facts")
+        yield markup.table(HEAD[3:6], effect_rows(claim))
+
+
+def publish(results: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+    """Copy what a clone should hold of each judged study, and write the index of all there are."""
+    for result in results:
+        if result["tier"] != TIERS[0]:
+            source, target = Path(result["folder"]), folder / result["study"]
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            shown = re.findall(r"!\[.*?\]\((.*?)\)", (source / MARKDOWN).read_text())
+            for name in (VERDICT, TABLE, MARKDOWN, *shown):
+                shutil.copyfile(source / name, target / name)
+    index = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{VERDICT}"))]
+    rows = [
+        [f"[{r['study']}]({r['study']}/{MARKDOWN})", r["question"], r["verdict"], r["tier"],
+         r["date"], r["commit"]]
+        for r in index
+    ]  # fmt: skip
+    head = ("study", "question", "verdicts", "tier", "judged", "commit")
+    write_text(folder / INDEX, f"# Results\n\n{PUBLISHED}\n\n{markdown_table(head, rows)}\n")
+    return folder / INDEX

@@ -1,4 +1,6 @@
-"""What routing over views is good for: whether it adapts, whether that matters, whether it lasts.
+"""Does looking through several views help a model learn? (source 002)
+
+Probes: whether routing adapts to its input, whether that matters, and whether views stay apart.
 
 Shapes: B rows of one domain, T positions, D domains, E views, L passes.
 """
@@ -19,7 +21,7 @@ from prismatic.models import Transformer
 from prismatic.routers import Routing
 from prismatic.training import Learner
 
-from .unrolled import Scripted, scripted
+from ..scripted import Scripted, scripted
 
 PARTS = 4  # of training, at the end of each of which views are compared
 ALIKE = 0.02  # bits: views that are never further apart than this predict the same
@@ -99,7 +101,7 @@ def told(model: Transformer, domain_B: torch.Tensor) -> list[Routing]:
     return [Routing(weight_B1E.log(), weight_B1E)] * model.depth
 
 
-class Adaptation(pl.Callback):
+class DomainInformation(pl.Callback):
     """Logs how much routing says of the domain, beside twins of its gates that nothing trains.
 
     `adaptation/information` is I(view; domain) of held-out rows as a share of the most possible,

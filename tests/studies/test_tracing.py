@@ -7,17 +7,16 @@ import pytest
 import torch
 
 from prismatic.models import Attention, Transformer
-from prismatic.studies.amplification import amplification
-from prismatic.studies.propagation import (
+from prismatic.studies.protocols.amplification import (
     SITES,
+    amplification,
     apart,
     changed_weights,
     exponent,
     exponent_of,
-    sharpness,
     site_of,
-    trace,
 )
+from prismatic.studies.tracing import sharpness, trace
 
 from ..tiny import fit
 
@@ -184,7 +183,7 @@ def test_measures_of_a_state():
 def test_a_run_is_probed_before_training_and_after(tmp_path, steps):
     parts, _ = fit(
         tmp_path, "router=dense", f"trainer.max_steps={steps}", "optim.warmup_steps=0",
-        "+callbacks.a._target_=prismatic.studies.amplification.Amplification",
+        "+callbacks.a._target_=prismatic.studies.protocols.amplification.Amplification",
     )  # fmt: skip
     found = {k: float(v) for k, v in parts.trainer.callback_metrics.items()}
     names = {name for name in found if name.startswith("amplification/trained")}

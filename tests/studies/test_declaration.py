@@ -5,7 +5,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from prismatic.studies.runner import jobs
-from prismatic.studies.spec import digest
+from prismatic.studies.study import digest
 
 from .toys import toy
 

@@ -7,7 +7,7 @@ import torch
 from prismatic.data import IGNORE, Batch, MixedTask, sum_mod, uneven
 from prismatic.experiment import build
 from prismatic.stats import loss_ladder
-from prismatic.studies import together
+from prismatic.studies import full_batch as together
 
 from ..tiny import composed
 
@@ -16,7 +16,11 @@ SMALL += ["model.dim=8", "model.num_layers=1", "model.num_heads=2", "model.posit
 SMALL += ["model.mlp=none", "model.final_norm=false", "router=dense", "focal=none"]
 SMALL += ["callbacks=none", "logger=none", "trainer.accelerator=cpu", "optim.warmup_steps=3"]
 SMALL += ["trainer.max_steps=12", "trainer.val_check_interval=12", "trainer.gradient_clip_val=0.05"]
-BY_SEQUENCE = ["router.level=sequence", "router.pool=mean", "model.attention=uniform"]
+UNIFORM, CONSTANT = (
+    f"model.attention={{_target_: prismatic.studies.protocols.floor.{kind}, _partial_: true}}"
+    for kind in ("Uniform", "Constant")
+)
+BY_SEQUENCE = ["router.level=sequence", "router.pool=mean", UNIFORM]
 ROUTED = ["router=prismatic", *BY_SEQUENCE]
 
 
@@ -47,7 +51,7 @@ def assert_close(a, b):
 
 @pytest.mark.parametrize(
     "variant",
-    [[], ["model.positions=rope", "model.final_norm=true"], ["model.attention=constant"],
+    [[], ["model.positions=rope", "model.final_norm=true"], [CONSTANT],
      ["model.num_layers=2", "model.mlp=gelu", "optim.weight_decay=0.5"]],
     ids=str,
 )  # fmt: skip
@@ -152,7 +156,7 @@ def test_scale_0_is_the_dense_model_and_one_merge_for_all_stays_above_the_floor(
     dense, zero, batch, sequence = (
         together.train(small("trainer.max_steps=60", *router), [1])[1]
         for router in (
-            ["model.attention=uniform"], [*ROUTED, "perturbation.scale=0"],
+            [UNIFORM], [*ROUTED, "perturbation.scale=0"],
             [*ROUTED, "router.level=batch"], ROUTED,
         )
     )  # fmt: skip

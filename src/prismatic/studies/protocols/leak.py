@@ -1,30 +1,32 @@
 """Does training on independent tokens get below the loss of knowing nothing? Then something leaks.
 
+A guard, with its planted leak: probe, claim and figure.
+
 Shapes: B rows, T positions, G batches, S seeds, C means over tokens.
 """
 
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
 from prismatic.data import Task
 from prismatic.models import Transformer
-from prismatic.report.style import ACCENT, COLOURS, MUTED, plain, styled, title
+from prismatic.report.style import ACCENT, COLOURS, MUTED, plain, title
 from prismatic.routers import PrismaticRouter, Routing
-from prismatic.stats.verdicts import INCONCLUSIVE, REFUTED, SUPPORTED
+from prismatic.stats import INCONCLUSIVE, REFUTED, SUPPORTED, Finding, Interval
 
-from .claims import Finding, values
+from ..claims import Claim, values
+from ..figures import StudyFigure
 
 FRESH = 2**32  # the first batch that no training reaches
 
@@ -59,18 +61,17 @@ def fresh_gains(
     return torch.stack(gains)
 
 
-def mean_and_error(gain_GC: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Each column's mean, and its standard error over independent rows."""
-    error_C = gain_GC.std(0) / math.sqrt(len(gain_GC))
-    return gain_GC.mean(0).tolist(), error_C.tolist()
-
-
 def named(gain_GT: torch.Tensor) -> dict[str, float]:
-    """`leak/gain` over all tokens and `leak/position_{t}/gain`, each with its `error`, in nats."""
-    means, errors = mean_and_error(torch.cat([gain_GT.mean(1, keepdim=True), gain_GT], 1))
+    """`leak/gain` over all tokens and `leak/position_{t}/gain`, in nats, each with its `error`, the
+    standard error over independent rows.
+    """
+    gain_GC = torch.cat([gain_GT.mean(1, keepdim=True), gain_GT], 1)
+    error_C = gain_GC.std(0) / math.sqrt(len(gain_GC))
     places = ["leak", *(f"leak/position_{t}" for t in range(gain_GT.shape[1]))]
-    found = dict(zip((f"{place}/gain" for place in places), means, strict=True))
-    return found | dict(zip((f"{place}/error" for place in places), errors, strict=True))
+    measured: dict[str, float] = {}
+    for place, gain, error in zip(places, gain_GC.mean(0).tolist(), error_C.tolist(), strict=True):
+        measured |= {f"{place}/gain": gain, f"{place}/error": error}
+    return measured
 
 
 class ByPosition(pl.Callback):
@@ -93,7 +94,7 @@ def positions(table: pd.DataFrame) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Mean:
+class FreshMean:
     """How far the mean loss over some fresh tokens is below ln(vocabulary)."""
 
     name: str
@@ -107,21 +108,21 @@ class Mean:
         return self.gain / self.error if self.error else math.copysign(math.inf, self.gain)
 
 
-def means(table: pd.DataFrame, arm: str) -> Iterator[Mean]:
+def means(table: pd.DataFrame, arm: str) -> Iterator[FreshMean]:
     """Over all tokens of each run, of all runs, and at each position of all runs."""
     gain_S, error_S = values(table, arm, "leak/gain"), values(table, arm, "leak/error")
     batches_S = values(table, arm, "leak/batches").astype(int)
     for seed in gain_S.index:
-        yield Mean(f"seed {seed}", float(gain_S[seed]), float(error_S[seed]), batches_S[seed])
+        yield FreshMean(f"seed {seed}", float(gain_S[seed]), float(error_S[seed]), batches_S[seed])
     for place in ["leak", *positions(table)]:
         gain_S, error_S = (values(table, arm, f"{place}/{part}") for part in ("gain", "error"))
         name = "all tokens" if place == "leak" else place.removeprefix("leak/").replace("_", " ")
         error = math.sqrt(float((error_S**2).sum())) / len(error_S)
-        yield Mean(f"{name}, all seeds", float(gain_S.mean()), error, int(batches_S.sum()))
+        yield FreshMean(f"{name}, all seeds", float(gain_S.mean()), error, int(batches_S.sum()))
 
 
-@dataclass(frozen=True)
-class Independence:
+@dataclass(frozen=True, kw_only=True)
+class Independence(Claim):
     """Arms that get no loss below ln(vocabulary), or with `leaks` arms that do.
 
     A leak is a mean over fresh tokens more than `errors` standard errors below ln(vocabulary): over
@@ -130,75 +131,58 @@ class Independence:
     does not refute `leaks`, since a model need not have learnt to use what it sees.
     """
 
-    says: str
+    EFFECTS = "routers"
+
     routers: Sequence[str]
-    source: str = ""
     unit: str = "nats per token"
     leaks: bool = False
     errors: float = 4.0
     smallest_effect: float = 0.01
-
-    def arms(self) -> set[str]:
-        return set(self.routers)
-
-    def within(self, arms: set[str]) -> "Independence | None":
-        """The claim about the routers that a tier runs."""
-        routers = [arm for arm in self.routers if arm in arms]
-        return replace(self, routers=routers) if routers else None
 
     def judge(self, table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Finding]:
         return {arm: self.judge_arm(table, arm) for arm in self.routers}
 
     def judge_arm(self, table: pd.DataFrame, arm: str) -> Finding:
         """On the mean that is most errors below ln(vocabulary)."""
-        found = list(means(table, arm))
-        most = max(found, key=lambda mean: mean.size)
-        leaks = most.size > self.errors
-        clear = all(mean.gain + self.errors * mean.error < self.smallest_effect for mean in found)
-        said = SUPPORTED if leaks == self.leaks else INCONCLUSIVE if self.leaks else REFUTED
+        measured = list(means(table, arm))
+        most = max(measured, key=lambda mean: mean.size)
+        leaks, verdict = most.size > self.errors, INCONCLUSIVE
+        if leaks or all(m.gain + self.errors * m.error < self.smallest_effect for m in measured):
+            verdict = SUPPORTED if leaks == self.leaks else INCONCLUSIVE if self.leaks else REFUTED
         reach = self.errors * most.error
+        interval = Interval(most.gain - reach, most.gain + reach)
+        level = math.erf(self.errors / math.sqrt(2))
+        note = f"largest at {most.name}: {most.size:.1f} standard errors"
         return Finding(
-            said if leaks or clear else INCONCLUSIVE, most.gain,
-            (most.gain - reach, most.gain + reach), math.erf(self.errors / math.sqrt(2)), None,
-            int(most.batches), self.smallest_effect,
-            f"largest at {most.name}: {most.size:.1f} standard errors",
-        )  # fmt: skip
+            verdict, most.gain, interval, level, None, int(most.batches), self.smallest_effect, note
+        )
 
 
-@dataclass(frozen=True)
-class GainByPosition:
+@dataclass(frozen=True, kw_only=True)
+class GainByPosition(StudyFigure):
     """A panel per arm: the gain at every position, mean over seeds, with a band of four errors."""
 
-    caption: str
     errors: float = 4.0
 
-    def draw(self, table: pd.DataFrame, findings: Any) -> Figure:
-        """The figure."""
-        return draw_gains(table, self.errors)
-
-
-@styled
-def draw_gains(figure: Figure, table: pd.DataFrame, errors: float) -> None:
-    arms = list(dict.fromkeys(table["arm"]))
-    rows = -(-len(arms) // 4)
-    figure.set_size_inches(10.5, 0.9 + 2.1 * rows)
-    title(figure, "How far the loss on fresh independent tokens is below ln(vocabulary)")
-    grid = figure.subplots(rows, 4, sharex=True, squeeze=False).ravel()
-    for spare in grid[len(arms) :]:
-        spare.remove()
-    for axes, arm in zip(grid, arms, strict=False):
-        draw_arm(axes, [mean for mean in means(table, arm) if "position" in mean.name], errors)
-        axes.set_title(plain(arm), size=10)
-    figure.supxlabel("position (filled triangle: a leak)", size=10)
-    figure.supylabel("gain, thousandths of a nat", size=10)
-
-
-def draw_arm(axes: Axes, found: Sequence[Mean], errors: float) -> None:
-    place_T = np.arange(len(found))
-    gain_T = 1000 * np.array([mean.gain for mean in found])
-    reach_T = 1000 * errors * np.array([mean.error for mean in found])
-    leak_T = np.array([mean.size > errors for mean in found])
-    axes.fill_between(place_T, gain_T - reach_T, gain_T + reach_T, color="#D9D9D9", linewidth=0)
-    axes.axhline(0, color=MUTED, linewidth=1)
-    axes.plot(place_T, gain_T, color=COLOURS[1], linewidth=1.2)
-    axes.plot(place_T[leak_T], gain_T[leak_T], "^", color=ACCENT, markersize=5)
+    def fill(self, figure: Figure, table: pd.DataFrame) -> None:
+        arms = list(dict.fromkeys(table["arm"]))
+        rows = -(-len(arms) // 4)
+        figure.set_size_inches(10.5, 0.9 + 2.1 * rows)
+        title(figure, "How far the loss on fresh independent tokens is below ln(vocabulary)")
+        grid = figure.subplots(rows, 4, sharex=True, squeeze=False).ravel()
+        for spare in grid[len(arms) :]:
+            spare.remove()
+        for axes, arm in zip(grid, arms, strict=False):
+            by_position = [mean for mean in means(table, arm) if "position" in mean.name]
+            place_T = np.arange(len(by_position))
+            gain_T = 1000 * np.array([mean.gain for mean in by_position])
+            reach_T = 1000 * self.errors * np.array([mean.error for mean in by_position])
+            leak_T = np.array([mean.size > self.errors for mean in by_position])
+            low_T, high_T = gain_T - reach_T, gain_T + reach_T
+            axes.fill_between(place_T, low_T, high_T, color="#D9D9D9", linewidth=0)
+            axes.axhline(0, color=MUTED, linewidth=1)
+            axes.plot(place_T, gain_T, color=COLOURS[1], linewidth=1.2)
+            axes.plot(place_T[leak_T], gain_T[leak_T], "^", color=ACCENT, markersize=5)
+            axes.set_title(plain(arm), size=10)
+        figure.supxlabel("position (filled triangle: a leak)", size=10)
+        figure.supylabel("gain, thousandths of a nat", size=10)
