@@ -326,6 +326,15 @@ def test_a_grid_under_hydras_own_sweeper(app):
     assert run.returncode == 1 and "LookupError: two is no good" in err
 
 
+def test_a_process_is_a_fresh_python_under_a_sweeper_that_adds_overrides_too(app):
+    """Further ranks of a trial are started by its command."""
+    keys = ["hydra/sweeper=prismatic_optuna", "hydra.launcher.executor=process"]
+    with sweep(app, "-m", "do=surroundings", "x=choice(1,2)", *keys) as running:
+        running.communicate(timeout=60)
+    result = json.loads((app.parent / "out/0/result.json").read_text())
+    assert result["command"][1:] == result["argv"]
+
+
 def test_quotes():
     assert quoted("it's, (a) dir") == r"'it\'s, (a) dir'"
 

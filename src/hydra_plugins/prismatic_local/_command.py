@@ -15,6 +15,8 @@ KEY, CALLBACK = "prismatic_local", f"{__package__}._job.TrialCallback"
 KEPT = (("-cn", "--config-name"), ("-cp", "--config-path"), ("-cd", "--config-dir"))
 # What belongs to the sweep, or is said anew for each trial.
 OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](sweep|sweeper|launcher|mode|run)\b")
+# What Hydra adds for -m, and a sweeper that decides the folder.
+ADDED = re.compile(r"hydra\.(mode|sweep\.dir)=")
 
 
 def texts(overrides: ListConfig) -> list[str]:
@@ -28,7 +30,7 @@ def program_of(sweep: DictConfig) -> list[str] | None:
     None if it did not: the sweep was started from within a notebook, a test or another program.
     """
     overrides = {*texts(sweep.hydra.overrides.task), *texts(sweep.hydra.overrides.hydra)}
-    typed = overrides - {"hydra.mode=MULTIRUN"}  # Hydra's own, for -m
+    typed = {text for text in overrides if not ADDED.match(text)}
     file = os.path.abspath(sys.argv[0])
     if not typed <= set(sys.argv[1:]) or not os.path.isfile(file):
         return None

@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import logging
 import os
 import pickle
 import signal
@@ -22,6 +23,8 @@ from ._command import arguments_of, program_of, texts
 from ._job import LOG, RESULT, ByName, run
 from ._server import LOST, Ended, ForkServer, Load, Order
 from ._slots import environment_of
+
+log = logging.getLogger(__name__)
 
 DIED = (*range(-64, 0), 128 + signal.SIGTERM)  # by a signal, or its handler
 TAIL = 20  # lines of a failed trial's log that its reason shows
@@ -78,6 +81,11 @@ class Processes:
     ) -> None:
         self.slots, self.timeout = slots, timeout
         self.program = program_of(sweep) if preload is None else None
+        if preload is None and self.program is None:
+            log.warning(
+                "the sweep was not started by this program's command line: trials of "
+                "hydra.launcher.executor=process are forks, which cannot start further ranks"
+            )
         self.load = None if self.program else load_of(task, list(preload or ()))
         self.running: dict[int, tuple[int, JobReturn]] = {}  # slot and what will be returned
         self.server: ForkServer | None = None
@@ -172,14 +180,14 @@ def load_of(task: TaskFunction, preload: Sequence[str]) -> Load:
 def returned(job: JobReturn, ended: Ended) -> JobReturn:
     """The job with its result; without one it has failed, whatever its exit status."""
     folder = Path(str(job.working_dir))
-    log, result = folder / LOG, folder / RESULT
+    text, result = folder / LOG, folder / RESULT
     if result.exists():
         job.return_value = json.loads(result.read_text(encoding="utf-8"))
         job.status = JobStatus.COMPLETED
     else:
-        reason = f"trial {ended.number} {ended.cause or meaning(ended.status)}: {log}"
+        reason = f"trial {ended.number} {ended.cause or meaning(ended.status)}: {text}"
         lost = ended.cause == LOST or (not ended.cause and ended.status in DIED)
-        job.return_value = TrialError(f"{reason}\n{tail(log)}".rstrip(), lost)
+        job.return_value = TrialError(f"{reason}\n{tail(text)}".rstrip(), lost)
         job.status = JobStatus.FAILED
     return job
 
