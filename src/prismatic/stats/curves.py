@@ -46,13 +46,9 @@ def growth_scores(curve_SL: ArrayLike, use_SL: ArrayLike | None = None) -> dict[
     fitted to). Laws: constant; linear, D = a + b l; power, D = a l^b; exponential, D = a exp(b l).
     """
     curve_SL = finite("curve", curve_SL, "seeds", "layers", least=3)
-    require(len(curve_SL) >= 2, "number of seeds", len(curve_SL), "give at least 2")
     use_SL = np.ones(curve_SL.shape, bool) if use_SL is None else np.asarray(use_SL, bool)
-    require(use_SL.shape == curve_SL.shape, "shape of use", use_SL.shape, f"{curve_SL.shape}")
     least = int(use_SL.sum(1).min())
     require(least >= 3, "points used of a seed", least, "give at least 3 in every seed")
-    smallest = float(curve_SL[use_SL].min())
-    require(smallest > 0, "curve", smallest, "its logarithm is needed: give values > 0")
     log_SL = np.log(np.where(use_SL, curve_SL, 1.0))
     return {law: held_out_scores(law, log_SL, use_SL) for law in LAWS}
 

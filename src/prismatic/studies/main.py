@@ -109,7 +109,7 @@ class StudyRun:
             commit = provenance(ROOT).commit or "unknown"
             if commit not in commits(folder):
                 append_line(folder / COMMITS, commit)
-            failed = runner.run_jobs(
+            failed = runner.train_all(
                 waiting,
                 folder,
                 together=self.study.together,

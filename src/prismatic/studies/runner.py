@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.prismatic_local.launcher import LOG, LocalLauncher, context_of
+from hydra_plugins.prismatic_local.streaming import run_jobs
 from prismatic.config.command_line import explain
 from prismatic.dashboard.rerun import text
 from prismatic.files import write_text
@@ -96,7 +97,7 @@ def is_done(folder: Path, job: Job) -> bool:
     return (folder / job.folder / MEASURED).exists()
 
 
-def run_jobs(
+def train_all(
     waiting: Sequence[Job],
     folder: Path,
     *,
@@ -111,36 +112,30 @@ def run_jobs(
     `common` are overrides for all; `say(ended, failed)` hears how it goes. An interrupt ends all.
     Raises `ValueError`, before anything runs, for an arm that Hydra cannot compose.
     """
-    overrides = {
-        job.folder: [*job.overrides, *common, f"hydra.sweep.subdir={job.folder}"] for job in waiting
-    }
+    overrides = [[*job.overrides, *common, f"hydra.sweep.subdir={job.folder}"] for job in waiting]
     failed: dict[str, BaseException] = {}
-    left = list(enumerate(waiting))
-    running: dict[int, Job] = {}
-    with launcher(folder, together, n_jobs, executor) as local:
-        for job in {job.arm: job for job in waiting}.values():
-            try:
-                local.composed(0, overrides[job.folder])
-            except Exception as error:
-                raise ValueError(f"arm {job.arm!r}: {explain(error) or error}") from error
-        ended = 0
-        while left or running:
-            while left and len(running) < local.n_jobs:
-                number, job = left.pop(0)
-                running[number] = job
-                (folder / job.folder).mkdir(parents=True, exist_ok=True)
-                # What it prints goes to its file, also where it runs in this process.
-                with (folder / job.folder / LOG).open("w") as file, redirect_stdout(file):
-                    local.start(number, overrides[job.folder])
-            for number, result in local.finished(1.0):
-                job = running.pop(number)
-                ended += 1
-                if not is_done(folder, job):
-                    failed[job.folder] = result._return_value
-            if len(failed) >= GIVE_UP:
-                left.clear()
+    left = iter(enumerate(overrides))
+    ended = 0
+    with launcher(folder, together, n_jobs, executor) as local, (folder / LOG).open("a") as log:
+        checked = set()
+        for job, own in zip(waiting, overrides, strict=True):
+            if job.arm not in checked:
+                checked.add(job.arm)
+                try:
+                    local.composed(0, own)
+                except Exception as error:
+                    raise ValueError(f"arm {job.arm!r}: {explain(error) or error}") from error
+        slots = run_jobs(local, lambda: next(left, None) if len(failed) < GIVE_UP else None)
+        while True:
+            with redirect_stdout(log):  # of a run in this process
+                finished = next(slots, None)
+            if finished is None:
+                return failed
+            ended += len(finished)
+            for number, result in finished:
+                if not is_done(folder, waiting[number]):
+                    failed[waiting[number].folder] = result._return_value
             say(ended, len(failed))
-    return failed
 
 
 @contextmanager
