@@ -152,21 +152,28 @@ def section(result: Mapping[str, Any], report: str) -> Iterator[str]:
 
 
 def publish(results: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """Copy what a clone should hold of each judged study, and write the index of all there are."""
+    """Copy what a clone should hold of each judged study, and write the index of all there are.
+
+    What else lies there stays: the log shows figures of earlier rounds.
+    """
     for result in results:
         if result["tier"] != TIERS[0]:
             source, target = Path(result["folder"]), folder / result["study"]
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True)
+            target.mkdir(parents=True, exist_ok=True)
             shown = re.findall(r"!\[.*?\]\((.*?)\)", (source / MARKDOWN).read_text())
             for name in (VERDICT, TABLE, MARKDOWN, *shown):
                 shutil.copyfile(source / name, target / name)
-    index = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{VERDICT}"))]
-    rows = [
-        [f"[{r['study']}]({r['study']}/{MARKDOWN})", r["question"], r["verdict"], r["tier"],
-         r["date"], r["commit"]]
-        for r in index
-    ]  # fmt: skip
+    rows, lacking = [], []
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if not (path / VERDICT).exists():
+            lacking.append(path.name)
+            continue
+        r = json.loads((path / VERDICT).read_text())
+        link = f"[{path.name}]({path.name}/{MARKDOWN})"
+        rows.append([link, r["question"], r["verdict"], r["tier"], r["date"], r["commit"]])
     head = ("study", "question", "verdicts", "tier", "judged", "commit")
-    write_text(folder / INDEX, f"# Results\n\n{PUBLISHED}\n\n{markdown_table(head, rows)}\n")
+    parts = ["# Results", PUBLISHED, markdown_table(head, rows)]
+    if lacking:
+        parts.append(f"Only figures of an earlier round are here of {', '.join(lacking)}.")
+    write_text(folder / INDEX, "\n\n".join(parts) + "\n")
     return folder / INDEX
