@@ -12,6 +12,7 @@ from scipy.stats import entropy
 
 import prismatic
 from prismatic import experiment, replicas
+from prismatic.config.checks import pinned
 from prismatic.replicas import run
 from prismatic.run_folder.recording import choice_tags, run_name
 from prismatic.training import DivergedError
@@ -127,6 +128,13 @@ def test_an_unknown_objective_stops_at_the_first_validation(tmp_path):
     [
         (["seed=abc"], "seed='abc' is not valid"),
         (["seed=-1"], "seed=-1 is not valid: give a whole number from 0"),
+        (["seed=true"], "seed=True is not valid: give a whole number from 0"),
+        (["seeds=3"], r"seeds=3 is not valid: give a list of different numbers, seeds=\[0,1,2\]"),
+        (["seeds=[]"], r"seeds=\[\] is not valid: give a list of different numbers"),
+        (["seeds=[0,1,0]"], r"seeds=\[0, 1, 0\] is not valid: give a list of different numbers"),
+        (["seeds=[0,1]", "ckpt_path=x"], "ckpt_path='x' is not valid: it holds one training"),
+        (["objective=3"], "objective=3 is not valid: name a metric"),
+        (["trainer.log_every_n_steps=abc"], "log_every_n_steps='abc' is not valid: give a whole"),
         (["objective=null"], "objective=None is not valid: name a metric such as loss/val"),
         (["trainer.val_check_interval=0"], "val_check_interval=0 is not valid: give a whole"),
         (["router=dense", "perturbation.sparsity=7"], "perturbation.sparsity=7 is not valid"),
@@ -289,9 +297,12 @@ def test_a_damaged_manifest_is_named(run_dir):
         prismatic.load(run_dir)
 
 
-def test_a_relative_text_is_found_from_anywhere(tmp_path, monkeypatch):
+def test_paths_are_absolute_and_begin_where_the_command_was_typed(tmp_path, monkeypatch):
     text_data(tmp_path)
     monkeypatch.chdir(tmp_path)
-    run(tiny("data=text", "data.path=squares.txt", "data.seq_len=16"), tmp_path / "run")
-    kept = OmegaConf.load(tmp_path / "run" / "config.yaml")
-    assert kept.data.path == str(tmp_path / "squares.txt")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    typed = ["data=text", "data.path=squares.txt", "ckpt_path='~/last.ckpt'", "twin=2024"]
+    config = pinned(tiny(*typed))
+    assert config.data.path == str(tmp_path / "squares.txt")
+    assert config.ckpt_path == str(tmp_path / "home" / "last.ckpt")
+    assert config.twin == str(tmp_path / "2024")

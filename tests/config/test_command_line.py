@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from prismatic.config import command_line as cli
 from prismatic.files import write_text
+from prismatic.tracking import connect
 
 from ..tiny import FEW, IID, MODEL, QUIET, ROOT, TEXT
 
@@ -58,6 +59,14 @@ TYPED = {
 }
 
 
+TYPED |= {  # with characters that Hydra's grammar gives a meaning
+    "+tags.x=a(b": ["\"+tags.x='a(b'\""],
+    "+tags.x=a,b": ["\"+tags.x='a,b'\""],
+    "+tags.x=a=b": ["\"+tags.x='a=b'\""],
+    "+tags.x=it's": ["""'+tags.x='"'"'it\\'"'"'s'"'"''"""],
+}
+
+
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "empty.txt").write_text("")
@@ -88,7 +97,7 @@ def test_bad_input_gives_one_readable_error(typed, named, files, script):
             "give one of run=..., sweep=..., random=..., compare=..., send=...; here",
         ),
         ("run=TMP sweep=TMP", "compare=..., send=...; here: run, sweep"),
-        ("sweep=TMP", "has no multirun.yaml: give the folder of an Optuna sweep"),
+        ("sweep=TMP", "has no multirun.yaml: give the folder of a sweep"),
         ("sweep=TMP fresh_seeds=1", "fresh_seeds=1 is not valid"),
         ("run=TMP +foo=1", "+foo=1: there is no key foo"),
         ("run=TMP temperature=-1", "temperature=-1 is not valid"),
@@ -130,12 +139,42 @@ def test_what_is_not_supported_is_said_at_the_door(monkeypatch, capsys):
     assert "use Linux or macOS (on Windows, WSL)" in capsys.readouterr().err
 
 
+def test_pictures_are_files_even_when_started_from_a_notebook(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    seen = []
+    cli.run(lambda: seen.append(os.environ["MPLBACKEND"]))
+    assert seen == ["agg"]
+
+
 def test_a_good_run_says_where_to_look(script, tmp_path):
     outcome = script("train", *SMALL, *IID)
     assert outcome.status == 0 and outcome.err == ""
     assert "loss/val" in outcome.out and "bayes" in outcome.out
     [config] = (tmp_path / "outputs").glob("runs/*/*/config.yaml")
     assert f"python src/eval.py run={config.parent}" in outcome.out
+
+
+def test_what_is_typed_is_taken_as_it_was_meant(script, tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "2024").write_text(TEXT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "notes")
+    small = [*SMALL, "data=text", "data.seq_len=16", "callbacks=default", "~callbacks.progress"]
+    outcome = script(
+        "train", *small, "data.path=2024", "hydra.run.dir=~/here", "hydra.job.chdir=true",
+        "logger=mlflow", "logger.experiment_name=2024", "logger.run_name=7",
+        "logger.tracking_uri=sqlite:///relative.db",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    client = connect(f"sqlite:///{tmp_path}/notes/relative.db")
+    [run] = client.search_runs([client.get_experiment_by_name("2024").experiment_id])
+    assert run.info.run_name == "7" and run.data.tags["run_dir"] == str(tmp_path / "here")
+    assert (tmp_path / "here" / "report" / "report.html").is_file()
+    monkeypatch.chdir(tmp_path)
+    outcome = script("eval", "run=~/here", "prompt=2024", "count=3")
+    assert outcome.status == 0, outcome.err
+    assert "--- continuation ---\n2024" in outcome.out
 
 
 def process(*arguments, **environment):

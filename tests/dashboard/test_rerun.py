@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.prismatic_local.launcher import cores
 from prismatic.config import paths
+from prismatic.config.command_line import quote
 from prismatic.dashboard import rerun
 
 from ..tiny import CONF, ROOT
@@ -85,6 +86,6 @@ VALUES = [
 
 
 def test_values_are_written_in_hydras_grammar():
-    written = [f"++tags.v{i}={rerun.text(value)}" for i, value in enumerate(VALUES)]
+    written = [f"++tags.v{i}={quote(value)}" for i, value in enumerate(VALUES)]
     tags = OmegaConf.to_container(compose("train", written).tags)
     assert list(tags.values()) == VALUES

@@ -112,7 +112,7 @@ def test_runs_without_any_record_have_a_picture_that_says_so():
         (["A", "A"], "name at least two different runs"),
         (["A", "A/"], "a run is named twice"),
         (["A", "nowhere"], r"nowhere is neither a run folder \(it has no config.yaml\) nor a run"),
-        (["A", "0" * 32], "there is no run 0{32} in sqlite"),
+        (["A", "0" * 32], "the run 0{32} of sqlite.* is missing"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_named(names, message, folders, store, tmp_path):

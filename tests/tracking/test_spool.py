@@ -282,7 +282,7 @@ def test_a_wrong_address_is_one_error_before_training(address, named, script, tm
 
 def test_an_unknown_run_id_is_an_error(store, tmp_path):
     logger = MLflowLogger(store, run_id="0123" * 8, spool=tmp_path / UNSENT)
-    with pytest.raises(MlflowException, match="not found"):
+    with pytest.raises(ValueError, match="is missing"):
         logger.log_metrics({"a": 1.0})
         logger.flush()
     assert list(tmp_path.iterdir()) == []

@@ -130,6 +130,19 @@ def test_four_processes_create_one_store(tmp_path, store):
     assert artifacts(tmp_path / SPECIAL / "mlartifacts") == ["1"] * 4
 
 
+def test_what_was_deleted_or_never_was_is_named_with_its_remedy(store):
+    deleted = record(store, experiment_name="old").version
+    client = connect(store)
+    client.delete_run(deleted)
+    for run_id, state in ((deleted, "deleted"), ("0123" * 8, "missing")):
+        with pytest.raises(ValueError, match=f"the run {run_id} of sqlite.* is {state}: copy the"):
+            record(store, run_id=run_id)
+    found = client.get_experiment_by_name("old").experiment_id
+    client.delete_experiment(found)
+    with pytest.raises(ValueError, match=f"'old' .*is deleted.*restore --experiment-id {found}"):
+        record(store, experiment_name="old")
+
+
 @pytest.mark.parametrize("noisy", ["mlflow.store.db.utils", "alembic.runtime.migration"])
 def test_connecting_is_quiet(store, noisy, monkeypatch):
     monkeypatch.delenv("MLFLOW_LOGGING_LEVEL", raising=False)

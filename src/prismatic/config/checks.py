@@ -1,13 +1,14 @@
 """A configuration before it is built: what cannot be is refused, what depends is settled."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from hydra.utils import instantiate, to_absolute_path
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from prismatic.errors import one_of, require
+
+from .paths import absolute
 
 if TYPE_CHECKING:  # a refusal shall not wait for imports that take seconds
     from pytorch_lightning import Trainer
@@ -18,6 +19,7 @@ GROUPS = (
     "logger", "guard",
 )  # fmt: skip
 VALUES = ("seed", "seeds", "ckpt_path", "resume", "objective", "tags", "twin")
+PATHS = ("data.path", "ckpt_path", "twin")
 
 
 def check(config: DictConfig) -> None:
@@ -27,20 +29,30 @@ def check(config: DictConfig) -> None:
     """
     for key in config:
         one_of("root key", str(key), (*GROUPS, *VALUES))
-    for seed in [config.seed, *(config.seeds or ())]:
-        whole = isinstance(seed, int) and 0 <= seed < 2**32
+    seeds, several = config.seeds, OmegaConf.is_list(config.seeds)
+    wanted = "give a list of different numbers, seeds=[0,1,2], or null"
+    distinct = several and 0 < len(seeds) == len({*seeds})
+    require(seeds is None or distinct, "seeds", seeds, wanted)
+    for seed in [config.seed, *(seeds or ())]:
+        whole = type(seed) is int and 0 <= seed < 2**32
         require(whole, "seed", seed, "give a whole number from 0 to 2**32 - 1")
     resume = config.get("resume")  # a run of before it was there has none
     alone = config.ckpt_path is None or resume is None
     wanted = "give null or auto, and no ckpt_path beside auto"
     require(resume in (None, "auto") and alone, "resume", resume, wanted)
+    wanted = "it holds one training, and seeds asks for several: give seed=<that one's> alone"
+    require(seeds is None or config.ckpt_path is None, "ckpt_path", config.ckpt_path, wanted)
+    objective = config.objective
+    named = isinstance(objective, str) or OmegaConf.is_list(objective)
     wanted = "name a metric such as loss/val, or a list of metrics"
-    require(bool(config.objective), "objective", config.objective, wanted)
-    steps, interval = config.trainer.max_steps, config.trainer.val_check_interval
+    require(named and bool(objective), "objective", objective, wanted)
+    steps = config.trainer.max_steps
     counted = isinstance(steps, int) and (steps >= 1 or steps == -1)
     require(counted, "trainer.max_steps", steps, "give a whole number >= 1, or -1 for no end")
-    whole = isinstance(interval, int) and interval >= 1
-    require(whole, "trainer.val_check_interval", interval, "give a whole number >= 1")
+    for name, least in (("val_check_interval", 1), ("log_every_n_steps", 0)):
+        value = config.trainer[name]
+        whole = isinstance(value, int) and value >= least
+        require(whole, f"trainer.{name}", value, f"give a whole number >= {least}")
     check_batches(config.trainer)
     for group in ("perturbation", "focal"):
         instantiate(config[group])  # a value that no router reads must be a good one, too
@@ -84,9 +96,10 @@ def pinned(config: DictConfig) -> DictConfig:
     check(config)
     config = config.copy()
     # Relative to where the command was given: hydra.job.chdir=true has left that folder.
-    for node, key in ((config.data, "path"), (config, "ckpt_path"), (config, "twin")):
-        if node.get(key):
-            node[key] = to_absolute_path(str(Path(str(node[key])).expanduser()))
+    for key in PATHS:
+        typed = OmegaConf.select(config, key)
+        if typed is not None:
+            OmegaConf.update(config, key, str(absolute(typed)))
     trainer = config.trainer
     if trainer.accelerator == "auto" and not torch.cuda.is_available():
         trainer.accelerator = "cpu"  # Apple's GPU has no float64, which positions need

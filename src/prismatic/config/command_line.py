@@ -7,14 +7,16 @@ import gc
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import ListConfig, OmegaConf
@@ -32,6 +34,10 @@ KEY_OF = {
     "focal": "length",
 }
 
+HOME = re.compile(r"(?<==)~(?=/|$)")  # not every shell expands it in the middle of a word
+PLAIN, SPECIAL = re.compile(r"[A-Za-z_/][\w./-]*"), {"true", "false", "null", "nan", "inf"}
+AMBIGUOUS = re.compile(r"^Ambiguous value for argument '(.*)'$", re.MULTILINE)
+
 # Of a process that torchrun, srun or a user on a further machine started.
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK")
 # A rank composes a run folder of its own; only rank 0's shall be there.
@@ -39,6 +45,18 @@ LEAVE_NOTHING = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_loggi
 
 # What Lightning and MLflow say to their users; by name, since importing them takes seconds.
 FOREIGN = {"MisconfigurationException", "MlflowException"}
+
+
+def quote(value: Any) -> str:
+    """A value in Hydra's grammar, which reads it as just this value."""
+    if isinstance(value, list):
+        return f"[{','.join(map(quote, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{quote(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, str):
+        plain = PLAIN.fullmatch(value) and value.lower() not in SPECIAL
+        return value if plain else QuotedString(value, Quote.single).with_quotes()
+    return "null" if value is None else str(value).lower()
 
 
 def suggest(key: str, valid: Iterable[str]) -> str:
@@ -67,6 +85,16 @@ def unexpected_argument(error: BaseException) -> str:
     return f"{target[1]} takes no {argument[1]!r}{suggest(argument[1], taken)}"
 
 
+def how_to_quote(error: BaseException) -> str:
+    """For a value with characters that Hydra's grammar reads otherwise: how to give it as text."""
+    ambiguous = AMBIGUOUS.search(str(error))
+    typed = ambiguous[1] if ambiguous else getattr(error, "override", None) or ""
+    key, given, value = typed.partition("=")
+    word = f"{key}={quote(value)}"
+    word = shlex.quote(word) if set(word) & set('"$`\\!') else f'"{word}"'
+    return f"\nto give it as a text, quote it for Hydra and for the shell: {word}" if given else ""
+
+
 def explain(error: BaseException) -> str | None:
     """The message of an error that the user can mend, or None for a fault of the program."""
     chain = list(causes(error))
@@ -84,7 +112,8 @@ def explain(error: BaseException) -> str | None:
     if unexpected:
         return unexpected
     first = str(error).split("\nConfig search path")[0].split("\nTo append")[0]
-    return first + next(filter(None, map(missing_key, chain)), "")
+    hints = (hint(cause) for cause in chain for hint in (missing_key, how_to_quote))
+    return first + next(filter(None, hints), "")
 
 
 def refuse_numbers(arguments: list[str]) -> None:
@@ -140,12 +169,14 @@ def run(main: Callable[[], object]) -> None:
     gc.set_threshold(10_000)  # at the usual 700, collecting is a quarter of the start of a script
     os.environ[FULL] = "1"  # Hydra then hands its errors over instead of printing them
     logging.raiseExceptions = False  # a log file on a full disk buries the error that tells so
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files; a notebook's names a module of its own
     # Launchers such as submitit start pythons that know nothing of this script's folder.
     known = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(SOURCES), *known]))
     try:
         if os.name != "posix":  # it locks files and forks trials as these do
             raise OSError(f"{sys.platform} is not supported: use Linux or macOS (on Windows, WSL)")
+        sys.argv[1:] = [HOME.sub(str(Path.home()), argument, count=1) for argument in sys.argv[1:]]
         refuse_numbers(sys.argv[1:])
         if further_rank(os.environ):
             sys.argv += LEAVE_NOTHING

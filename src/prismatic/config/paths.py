@@ -14,6 +14,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,10 +25,18 @@ def root(*parts: str) -> str:
     return str(ROOT.joinpath(*parts))
 
 
+def absolute(typed: object) -> Path:
+    """A path as its user meant it: `~` is home, and a relative one starts where the command did.
+
+    That is not the working directory where Hydra changed to the run's folder.
+    """
+    return Path(to_absolute_path(str(Path(str(typed)).expanduser())))
+
+
 def outputs(*parts: str) -> str:
     """A path inside PRISMATIC_OUTPUTS, or the project's `outputs`: `${prismatic.outputs:runs}`."""
-    folder = Path(os.environ.get("PRISMATIC_OUTPUTS") or ROOT / "outputs")
-    return str(folder.expanduser().absolute().joinpath(*parts))
+    folder = os.environ.get("PRISMATIC_OUTPUTS") or ROOT / "outputs"
+    return str(absolute(folder).joinpath(*parts))
 
 
 def sqlite_uri(path: Path | str) -> str:

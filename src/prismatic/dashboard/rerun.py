@@ -11,15 +11,14 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
 from hydra_plugins.prismatic_optuna.study import best_trials
+from prismatic.config.command_line import quote
 
 SWEEP = re.compile(r"\+{0,2}(grid|optuna)=")
-PLAIN, SPECIAL = re.compile(r"[A-Za-z_/][\w./-]*"), {"true", "false", "null", "nan", "inf"}
 NESTING = "logger.parent_run_id"  # under the sweep's run in MLflow, where it does not belong alone
 
 
@@ -62,14 +61,14 @@ def written_out(overrides: list[str], hydra: DictConfig) -> list[str]:
     alone = [override for override in overrides if not SWEEP.match(override)]
     if alone == overrides:
         return []
-    place = [f"hydra.sweep.dir={text(hydra.sweep.dir)}", f"hydra.job.num={hydra.job.num}"]
+    place = [f"hydra.sweep.dir={quote(hydra.sweep.dir)}", f"hydra.job.num={hydra.job.num}"]
     swept = compose(hydra.job.config_name, [*overrides, *place], return_hydra_config=True)
     plain = compose(hydra.job.config_name, [*alone, *place], return_hydra_config=True)
     # As written: what is interpolated from elsewhere follows of itself, and may refuse to be set.
     now, was = (dict(flat(OmegaConf.to_container(config))) for config in (swept, plain))
     changed = [key for key in now if now[key] != was.get(key, ...)]
     values = resolved(swept)
-    added = [f"{'' if key in was else '++'}{key}={text(values[key])}" for key in changed]
+    added = [f"{'' if key in was else '++'}{key}={quote(values[key])}" for key in changed]
     return [*(f"~{key}" for key in was if key not in now), *added]
 
 
@@ -92,15 +91,3 @@ def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.") if key != "hydra" or prefix else ()
         else:
             yield f"{prefix}{key}", value
-
-
-def text(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if isinstance(value, list):
-        return f"[{','.join(map(text, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{text(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, str):
-        plain = PLAIN.fullmatch(value) and value.lower() not in SPECIAL
-        return value if plain else QuotedString(value, Quote.single).with_quotes()
-    return "null" if value is None else str(value).lower()

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from prismatic.config.paths import absolute
 from prismatic.errors import require
 from prismatic.report import write_comparison
 from prismatic.report.record import FILE, Record, read
 from prismatic.run_folder.contents import CONFIG
 from prismatic.tracking import connect, flatten
+from prismatic.tracking.store import find_run as find_stored_run
 
 COPIES = ("router.focal.", "router.perturbation.")  # of groups that stand in the file themselves
 
@@ -43,7 +45,7 @@ def compare(names: Sequence[str], tracking_uri: str, output: Path) -> str:
 
 def find_run(name: str, tracking_uri: str) -> ComparedRun:
     """A run by its folder or its id in MLflow."""
-    folder = Path(name).expanduser()
+    folder = absolute(name)
     if (folder / CONFIG).is_file():
         return read_folder(folder, "/".join(folder.resolve().parts[-2:]))
     if not re.fullmatch(r"[0-9a-f]{32}", name):
@@ -66,16 +68,8 @@ def read_folder(folder: Path, label: str) -> ComparedRun:
 
 def download(run_id: str, tracking_uri: str) -> ComparedRun:
     """A run from what MLflow keeps of it. Raises `ValueError` for one that it does not have."""
-    from mlflow.exceptions import MlflowException
-
     client = connect(tracking_uri)
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(
-            f"there is no run {run_id} in {tracking_uri}: copy its id from MLflow's UI, or name "
-            "the store by MLFLOW_TRACKING_URI"
-        ) from error
+    run = find_stored_run(client, run_id, tracking_uri)
     kept = {entry.path for entry in client.list_artifacts(run_id)}
     if CONFIG not in kept:
         raise ValueError(f"run {run_id} has no {CONFIG} among its artifacts: this project made it?")
@@ -90,4 +84,4 @@ def main(config: Any) -> None:
     listed = not isinstance(config.compare, str)
     require(listed, "compare", config.compare, "give a list, 'compare=[<run>,<run>]'")
     names = [str(name) for name in config.compare]
-    print(compare(names, config.tracking_uri, Path(config.output)))
+    print(compare(names, config.tracking_uri, absolute(config.output)))

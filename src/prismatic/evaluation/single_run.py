@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
+from prismatic.config.paths import absolute
 from prismatic.data import Batch, Task
 from prismatic.errors import require
 from prismatic.experiment import load
@@ -94,7 +95,7 @@ def check(config: Any) -> None:
     require(config.count >= 0, "count", config.count, "give a number of bytes >= 0")
     require(config.temperature >= 0, "temperature", config.temperature, "give a number >= 0")
     require(0 < config.top_p <= 1, "top_p", config.top_p, "give a share in (0, 1]")
-    require(bool(config.prompt), "prompt", config.prompt, "give at least one character")
+    require(str(config.prompt) != "", "prompt", config.prompt, "give at least one character")
     there = config.device == "cpu" or torch.cuda.is_available()
     require(there, "device", config.device, "there is no CUDA device here; use device=cpu")
 
@@ -102,7 +103,7 @@ def check(config: Any) -> None:
 def main(config: Any) -> None:
     """What `src/eval.py run=` does."""
     check(config)
-    run_dir = Path(config.run).expanduser()
+    run_dir = absolute(config.run)
     text = read_run(run_dir)[1]["vocab_size"] == 256
     results = evaluate(run_dir, config.checkpoint, config.device)
     width = max(map(len, results)) + 2
@@ -110,7 +111,7 @@ def main(config: Any) -> None:
         print(f"{name:<{width}}{f'{value:.4f}' if isinstance(value, float) else value}")
     if text:
         sampled = sample_continuation(
-            run_dir, config.prompt, config.count, temperature=config.temperature,
+            run_dir, str(config.prompt), config.count, temperature=config.temperature,
             top_p=config.top_p, seed=config.seed, checkpoint=config.checkpoint,
         )  # fmt: skip
         print(f"\n--- continuation ---\n{sampled}")

@@ -28,9 +28,9 @@ from hydra_plugins.prismatic_optuna.study import (
     load_study,
     objectives,
 )
-from prismatic.config.command_line import texts
-from prismatic.config.paths import ROOT
-from prismatic.dashboard.rerun import config_options, text
+from prismatic.config.command_line import quote, texts
+from prismatic.config.paths import ROOT, absolute
+from prismatic.dashboard.rerun import config_options
 from prismatic.dashboard.standing import compute_reference, compute_worth
 from prismatic.errors import require
 from prismatic.files import write_text
@@ -71,8 +71,8 @@ class FinishedSweep:
             sys.executable, str(ROOT / "src" / "train.py"), "--multirun", *config_options(hydra),
             *texts(given.task),
             *(override for override in texts(given.hydra) if override != "hydra.mode=MULTIRUN"),
-            f"hydra.sweep.dir={text(str(folder))}",
-            f"hydra.sweeper.study_name={text(f'{self.folder.name}-{folder.name}')}",
+            f"hydra.sweep.dir={quote(str(folder))}",
+            f"hydra.sweeper.study_name={quote(f'{self.folder.name}-{folder.name}')}",
             "hydra.sweeper.sampler=random",
             *(f"~hydra.sweeper.sampler_options.{key}" for key in options),
             "hydra.sweeper.storage=null",
@@ -101,7 +101,7 @@ def ask_front(sweep: FinishedSweep, seeds: Sequence[int]) -> list[str]:
         f"seeds={list(seeds)}",
         "hydra.sweeper.pruning=null",
         f"hydra.sweeper.n_trials={len(sweep.front)}",
-        f"hydra.sweeper.enqueue={text([trial.params for trial in sweep.front])}",
+        f"hydra.sweeper.enqueue={quote([trial.params for trial in sweep.front])}",
     ]
 
 
@@ -111,7 +111,7 @@ def ask_random(sweep: FinishedSweep) -> list[str]:
     as_written: Any = OmegaConf.to_container(sweep.config)
     twin = as_written["twin"]
     return [
-        *([f"twin={text(twin.replace(SWEEP_DIR, str(sweep.folder)))}"] if twin else []),
+        *([f"twin={quote(twin.replace(SWEEP_DIR, str(sweep.folder)))}"] if twin else []),
         "hydra.sweeper.enqueue=[]",
         f"hydra.sweeper.n_trials={sweep.num_trials}",
     ]
@@ -182,7 +182,7 @@ def evaluate_front(config: DictConfig) -> None:
     """What `src/eval.py sweep=` does."""
     count = config.fresh_seeds
     require(isinstance(count, int) and count >= 2, "fresh_seeds", count, "give a number >= 2")
-    sweep = read_sweep(Path(config.sweep).expanduser().absolute())
+    sweep = read_sweep(absolute(config.sweep))
     seeded = {"seed", "seeds"}.intersection(*(trial.params for trial in sweep.front))
     wanted = "it searched over seeds: there is nothing to seed afresh"
     require(not seeded, "sweep", str(sweep.folder), wanted)
@@ -198,7 +198,7 @@ def evaluate_front(config: DictConfig) -> None:
 
 def evaluate_search(config: DictConfig) -> None:
     """What `src/eval.py random=` does."""
-    sweep = read_sweep(Path(config.random).expanduser().absolute())
+    sweep = read_sweep(absolute(config.random))
     folder = sweep.folder / f"random-{sweep.num_trials}"
     sweep.repeat(folder, *ask_random(sweep))
     measured = compare_searches(sweep.study, load_study(folder))

@@ -19,9 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from prismatic.config.command_line import explain
-from prismatic.config.paths import ROOT
-from prismatic.dashboard.rerun import text
+from prismatic.config.command_line import explain, quote
+from prismatic.config.paths import ROOT, absolute
 from prismatic.errors import one_of, require
 from prismatic.files import append_line, write_text
 from prismatic.report.page import FOLDER
@@ -59,7 +58,7 @@ def build(node: DictConfig) -> "StudyRun":
     whole = written_out(plain)
     made = instantiate({key: value for key, value in whole.items() if key != "probes"})
     probes = whole.get("probes") or {}
-    given = [f"++callbacks.{name}={text(probe)}" for name, probe in probes.items()]
+    given = [f"++callbacks.{name}={quote(probe)}" for name, probe in probes.items()]
     return StudyRun(made, whole, given)
 
 
@@ -83,7 +82,7 @@ class StudyRun:
         first, count = (PILOT, config.pilot) if config.pilot else (tier.first, tier.seeds)
         seeds = range(first, first + count)
         kind = f"{config.tier}-pilot" if config.pilot else config.tier
-        folder = Path(config.output).absolute() / study.name / f"{kind}-{known}"
+        folder = absolute(config.output) / study.name / f"{kind}-{known}"
         print(f"{study.name} (tier {config.tier}): {study.question}")
         if power := report.power_rows(study.claims_of(tier), count):
             report.print_table(report.POWER_HEAD, power)
@@ -173,10 +172,10 @@ class StudyRecord:
     def overrides(self) -> list[str]:
         """What the study's runs need to be recorded below it."""
         return [
-            f"++logger.tracking_uri={text(self.logger.tracking_uri)}",
-            f"++logger.experiment_name={text(self.logger.experiment_name)}",
-            f"++logger.parent_run_id={text(self.recorder.version)}",
-            f"++tags={text(self.tags)}",
+            f"++logger.tracking_uri={quote(self.logger.tracking_uri)}",
+            f"++logger.experiment_name={quote(self.logger.experiment_name)}",
+            f"++logger.parent_run_id={quote(self.recorder.version)}",
+            f"++tags={quote(self.tags)}",
         ]
 
     def conclude(self, judged: Judgement, files: Iterable[Path]) -> None:

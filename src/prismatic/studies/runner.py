@@ -17,8 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.prismatic_local.launcher import LOG, LocalLauncher, context_of
 from hydra_plugins.prismatic_local.streaming import run_jobs
-from prismatic.config.command_line import explain
-from prismatic.dashboard.rerun import text
+from prismatic.config.command_line import explain, quote
 from prismatic.files import write_text
 from prismatic.replicas import run
 from prismatic.run_folder.contents import METRICS, read_run
@@ -54,7 +53,7 @@ def jobs(study: Study, tier: Tier, seeds: Sequence[int]) -> list[Job]:
             if study.together:
                 name, seeded = "seeds", f"seeds=[{','.join(map(str, group))}]"
             folder = f"{RUNS}/{path_name(arm)}/{name}"
-            named = f"++logger.run_name={text(f'{arm}, seed {group[0]}')}"
+            named = f"++logger.run_name={quote(f'{arm}, seed {group[0]}')}"
             own = [*study.arms[arm], *tier.of_arms.get(arm, ())]
             overrides = [*study.common, ONCE, *tier.overrides, *own, seeded, named]
             planned.append(Job(arm, group, folder, overrides))
@@ -147,7 +146,7 @@ def launcher(folder: Path, together: bool, n_jobs: int, executor: str) -> Iterat
     config = loader.load_configuration(
         "train",
         [
-            f"hydra.sweep.dir={text(str(folder))}",
+            f"hydra.sweep.dir={quote(str(folder))}",
             f"hydra.launcher.n_jobs={n_jobs}",
             f"hydra.launcher.executor={executor}",
         ],

@@ -13,6 +13,7 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from prismatic.config.paths import absolute
 from prismatic.errors import require
 from prismatic.files import write_text
 from prismatic.report import markup
@@ -46,7 +47,7 @@ class Summary:
         With `publish`, copy every study's last results to `results`, and write their index. Raises
         `ValueError` where no study has been run.
         """
-        folder = Path(config.output).absolute()
+        folder = absolute(config.output)
         results = latest(read(folder), present)
         wanted = "run one first: python src/study.py study=leak tier=cpu"
         require(bool(results), "output", str(folder), f"it holds no finished study; {wanted}")
@@ -57,7 +58,7 @@ class Summary:
         print_table(HEAD, rows)
         print(f"summary: {folder / f'{NAME}.html'}")
         if config.publish:
-            print(f"results: {publish(results, Path(config.results).absolute())}")
+            print(f"results: {publish(results, absolute(config.results))}")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -53,8 +53,8 @@ class Recorder:
         require(flush_seconds >= 0, "logger.flush_seconds", flush_seconds, "give a number >= 0")
         path = sqlite_path(tracking_uri)
         self.tracking_uri = sqlite_uri(path) if path else tracking_uri
-        self.experiment_name = experiment_name
-        self.run_name = run_name
+        self.experiment_name = str(experiment_name)  # a user may type a number
+        self.run_name = None if run_name is None else str(run_name)
         self.tags = dict(tags or {})
         if parent_run_id:
             self.tags["mlflow.parentRunId"] = parent_run_id
@@ -62,7 +62,7 @@ class Recorder:
         self.flush_seconds = flush_seconds
         self.prefix = ""
         self.spool = Spool(Path(spool).absolute() if spool else None, flush_seconds)
-        self._run_id = run_id or ""
+        self._run_id = "" if run_id is None else str(run_id)
         self._open = False
         self._waiting: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
         self._flushed = time.monotonic()

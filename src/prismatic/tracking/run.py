@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from prismatic.config.paths import sqlite_uri
+from prismatic.config.paths import absolute, sqlite_uri
 from prismatic.files import append_line
 
-from .store import connect, experiment_id, outage, page, sqlite_path, without_password
+from .store import connect, experiment_id, find_run, outage, page, sqlite_path, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,8 +61,8 @@ class RunWriter:
         """Write to a run that exists."""
         self.tracking_uri = tracking_uri
         self.client = connect(tracking_uri)
-        self.experiment_id = self.client.get_run(run_id).info.experiment_id
-        self.run_id = run_id
+        info = find_run(self.client, run_id, tracking_uri).info
+        self.experiment_id, self.run_id = info.experiment_id, run_id
 
     def resume(self, name: str | None, tags: Mapping[str, str]) -> None:
         """Let an ended run go on, under a new name if one is given."""
@@ -245,5 +245,5 @@ def send(path: Path) -> list[RunWriter]:
 
 def main(config: Any) -> None:
     """What `src/eval.py send=` does."""
-    for run in send(Path(config.send).expanduser()):
+    for run in send(absolute(config.send)):
         print(f"sent: {run.page}")

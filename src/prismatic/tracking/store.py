@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prismatic.config.paths import sqlite_uri, store
+from prismatic.config.paths import absolute, sqlite_uri, store
 from prismatic.errors import FULL_DISK, causes, require
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 ARTIFACTS = "mlartifacts"  # the folder beside the database
 PASSING = {  # what sqlite says when a database is in use or a disk is full
@@ -24,15 +25,18 @@ TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 WORKFLOW = "workflowType=machine_learning"
 
 
-def sqlite_path(tracking_uri: str, folder: Path = Path()) -> Path | None:
-    """The file of a sqlite store, seen from `folder`; None for a store of another kind."""
+def sqlite_path(tracking_uri: str, folder: Path | None = None) -> Path | None:
+    """The file of a sqlite store; None for a store of another kind.
+
+    A relative one starts at `folder`, or where the command was typed.
+    """
     from sqlalchemy import make_url
 
     if not tracking_uri.startswith(("sqlite:", "sqlite+")):
         return None
     file = make_url(tracking_uri).database
     require(bool(file), "tracking_uri", tracking_uri, "name a file: sqlite:////folder/mlflow.db")
-    return Path(os.path.normpath(folder.absolute() / str(file)))
+    return Path(os.path.normpath(absolute(folder / str(file) if folder else str(file))))
 
 
 def connect(tracking_uri: str) -> "MlflowClient":
@@ -115,6 +119,12 @@ def experiment_id(client: "MlflowClient", name: str, tracking_uri: str) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise ValueError(
+            f"the experiment {name!r} of {without_password(tracking_uri)} is deleted: give another "
+            "logger.experiment_name, or restore it by mlflow experiments restore --experiment-id "
+            f"{found.experiment_id}, with MLFLOW_TRACKING_URI set to that address"
+        )
     if found is None:
         path = sqlite_path(tracking_uri)
         location = path.with_name(ARTIFACTS).as_uri() if path else None
@@ -125,6 +135,25 @@ def experiment_id(client: "MlflowClient", name: str, tracking_uri: str) -> str:
             if found is None:  # otherwise another process was quicker
                 raise
     return found.experiment_id
+
+
+def find_run(client: "MlflowClient", run_id: str, tracking_uri: str) -> "Run":
+    """A run by its id. Raises `ValueError` for one that is missing or deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+        state = "deleted" if run.info.lifecycle_stage == "deleted" else ""
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        state = "missing"
+    if state:
+        raise ValueError(
+            f"the run {run_id} of {without_password(tracking_uri)} is {state}: copy the id of "
+            "another one from MLflow's UI, or name its store by MLFLOW_TRACKING_URI"
+        )
+    return run
 
 
 def outage(error: BaseException) -> str | None:
