@@ -174,17 +174,23 @@ def test_an_unused_logger_leaves_no_run(store):
 def test_resume_appends(store):
     first = MLflowLogger(store, tags={"kept": "yes"})
     first.log_hyperparams({"steps": 20, "seed": 1})
-    first.log_metrics({"a": 1.0}, 0)
+    for step in range(4):  # killed after a checkpoint at step 2
+        first.log_metrics({"a": float(step)}, step)
     first.finalize("failed")
     again = MLflowLogger(store, run_id=first.version, tags={"more": "yes"})
     again.log_hyperparams({"steps": 40, "seed": 1, "new": 2})
-    again.log_metrics({"a": 2.0}, 1)
+    for step in range(2, 6):
+        again.log_metrics({"a": float(step), "new": 1.0}, step)
+        again.flush()
+    again.log_metrics({"a": 9.0}, 0)
     assert run_of(again).info.status == "RUNNING"
     again.finalize("success")
     run = run_of(first)
     assert again.version == first.version
     assert run.info.status == "FINISHED"
-    assert history(first, "a") == [(0, 1.0), (1, 2.0)]
+    steps = [(float(step), float(step)) for step in range(6)]
+    assert history(first, "a") == [steps[0], (0, 9.0), *steps[1:]]
+    assert [step for step, _ in history(first, "new")] == [2, 3, 4, 5]
     assert run.data.params == {"steps": "20", "seed": "1", "new": "2"}
     assert run.data.tags["changed.steps"] == "40"
     assert "changed.seed" not in run.data.tags

@@ -42,6 +42,7 @@ class RunWriter:
     run_id = ""
     experiment_id = ""
     tracking_uri = ""
+    past: dict[str, set[int]] | None = None  # of a resumed run: steps of metrics, by name
 
     def create(
         self, tracking_uri: str, experiment: str, name: str | None, tags: Mapping[str, str],
@@ -68,12 +69,22 @@ class RunWriter:
         """Let an ended run go on, under a new name if one is given."""
         self.client.update_run(self.run_id, status="RUNNING", name=name)
         self.set_tags(tags)
+        self.past = {}
 
     def log_metrics(self, metrics: Sequence[tuple[str, float, int, int]]) -> None:
-        """Write entries of name, value, time and step."""
+        """Write entries of name, value, time and step.
+
+        A resumed run repeats the steps between its checkpoint and the end of the one before. They
+        are in the store already; those of step 0, which has results too, are written anew.
+        """
         from mlflow.entities import Metric
 
         entries = [Metric(*entry) for entry in metrics]
+        if self.past is not None:
+            for name in {entry.key for entry in entries} - self.past.keys():
+                history = self.client.get_metric_history(self.run_id, name)
+                self.past[name] = {entry.step for entry in history} - {0}
+            entries = [entry for entry in entries if entry.step not in self.past[entry.key]]
         self.client.log_batch(self.run_id, metrics=entries, synchronous=True)
 
     def log_params(self, params: Mapping[str, str]) -> None:
