@@ -37,7 +37,7 @@ def weights(draw, kinds=KINDS, dtypes=DTYPES):
 
 def perturbations(**fixed):
     options = dict(
-        mode=st.sampled_from(MODES),
+        mode=st.sampled_from(list(MODES)),
         strategy=st.sampled_from(STRATEGIES),
         sparsity=st.sampled_from([0.01, 0.05, 0.1, 0.5, 1.0]),
         scale=st.sampled_from([0.0, 0.3, 0.8, 1.0, 2.0]),
@@ -51,7 +51,7 @@ def perturbations(**fixed):
 def focals(**fixed):
     def options(units, lengths, wavelengths):
         free = dict(
-            pattern=st.sampled_from(PATTERNS),
+            pattern=st.sampled_from(list(PATTERNS)),
             length=lengths,
             wavelength=wavelengths,
             phase=st.sampled_from(PHASES),

@@ -5,14 +5,14 @@ import importlib
 import pytest
 import torch
 
-from prismatic.perturb import Perturbation, role, select
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from prismatic.bench.counting import counting
+from prismatic.perturb import Perturbation, new_hint, role, select
+from prismatic.perturb.select import bisect, bits, place, tiers, zeros_last
 
-class Whole:
-    """All positions."""
-
-    def of(self, x_P: torch.Tensor) -> torch.Tensor:
-        return x_P
+from .problems import perturbations
 
 
 def with_zeros(numel: int, share: float) -> torch.Tensor:
@@ -37,18 +37,47 @@ WEIGHTS = {
 }
 
 
+def roles(weights, perturbation, on_device, **options):
+    """The roles of some tensors, by the implementation for a device or for the CPU."""
+    counts = [perturbation.counts(len(weight)) for weight in weights]
+    if not on_device:
+        return select(weights, counts, **options)
+    values_S2, cuts_S2 = bisect(weights, counts)
+    found = []
+    for s, weight in enumerate(weights):
+        places_P = torch.arange(len(weight))
+        found.append(tiers(bits(weight), places_P, values_S2[s], cuts_S2[s]))
+    return found
+
+
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("strategy", ["dual_sided", "top_only", "bottom_only"])
-@pytest.mark.parametrize(
-    ("name", "sparsity"),
-    [(n, s) for n in WEIGHTS for s in (0.001, 0.1, 0.5, 1.0) if n != "large" or s == 0.1],
-)
-def test_it_is_the_role(name: str, sparsity: float, strategy: str) -> None:
+@pytest.mark.parametrize("sparsity", [0.001, 0.1, 0.5, 1.0])
+def test_it_is_the_role(sparsity, strategy, on_device):
     torch.manual_seed(0)
-    weight = WEIGHTS[name]()
     perturbation = Perturbation(strategy=strategy, sparsity=sparsity)
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    moved = select(weight, perturbation).moved(wide, Whole())
-    torch.testing.assert_close(moved, wide * role(weight, perturbation), rtol=0, atol=0)
+    for dtype in (torch.float32, torch.float64):
+        weights = {name: make().to(dtype) for name, make in WEIGHTS.items()}
+        if sparsity != 0.1:
+            del weights["large"]
+        found = roles(list(weights.values()), perturbation, on_device)
+        for (name, weight), got in zip(weights.items(), found, strict=True):
+            assert torch.equal(got, role(weight, perturbation)), (name, dtype)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 1e-42, 0.5, -0.5, 1.0, 2.0, -3.5]), min_size=1,
+                      max_size=40), min_size=1, max_size=4),
+    perturbations(mode="attractive"),
+    st.booleans(),
+)  # fmt: skip
+def test_ties_and_zeros_go_as_role_says(values, perturbation, on_device):
+    if perturbation.strategy == "random":
+        perturbation = Perturbation(sparsity=perturbation.sparsity)
+    weights = [torch.tensor(value) for value in values]
+    for weight, got in zip(weights, roles(weights, perturbation, on_device), strict=True):
+        assert torch.equal(got, role(weight, perturbation))
 
 
 REWRITES = {
@@ -67,35 +96,64 @@ REWRITES = {
 
 
 @pytest.mark.parametrize("strategy", ["dual_sided", "top_only", "bottom_only"])
-@pytest.mark.parametrize("all_roles", [False, True])
 @pytest.mark.parametrize("rewrite", REWRITES)
-def test_hints_change_nothing(rewrite: str, all_roles: bool, strategy: str) -> None:
+def test_hints_change_nothing(rewrite: str, strategy: str) -> None:
     torch.manual_seed(0)
-    weight, perturbation, hints = torch.randn(200_000), Perturbation(strategy=strategy), {}
+    weight, perturbation = torch.randn(200_000), Perturbation(strategy=strategy)
+    hints = [new_hint()]
     for _ in range(3):  # the second finds edges by the hints of the first
-        select(weight, perturbation, hints, "a")
+        roles([weight], perturbation, False, hints=hints)
         weight = weight + 1e-5 * torch.randn_like(weight)
     weight = REWRITES[rewrite](weight)
     for _ in range(2):
-        selection = select(weight, perturbation, hints, "a", all_roles)
-        expected = weight * role(weight, perturbation)
-        torch.testing.assert_close(selection.moved(weight, Whole()), expected, rtol=0, atol=0)
-        signed = selection.signed(torch.ones_like(weight), weight, Whole())
-        torch.testing.assert_close(signed, role(weight, perturbation).float(), rtol=0, atol=0)
+        (got,) = roles([weight], perturbation, False, hints=hints)
+        assert torch.equal(got, role(weight, perturbation))
 
 
 def test_a_hint_saves_the_partition(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    weight, perturbation, hints = torch.randn(200_000), Perturbation(), {}
-    select(weight, perturbation, hints, "a")
+    weight, perturbation, hints = torch.randn(200_000), Perturbation(), [new_hint()]
+    roles([weight], perturbation, False, hints=hints)
     module = importlib.import_module("prismatic.perturb.select")
-    monkeypatch.setattr(module, "parted", lambda *_: pytest.fail("partitioned"))
+    monkeypatch.setattr(module, "partition", lambda *_: pytest.fail("partitioned"))
     for _ in range(5):
         weight = weight + 1e-5 * torch.randn_like(weight)
-        select(weight, perturbation, hints, "a")
+        roles([weight], perturbation, False, hints=hints)
+
+
+@pytest.mark.parametrize("run", [(0, 10), (100_000, 180_000), (131_071, 131_073), (7, 7)])
+def test_a_run_has_the_roles_of_its_place(run):
+    weight = torch.randint(-3, 4, (200_000,)).float()
+    counts = [Perturbation().counts(len(weight))]
+    (got,) = select([weight], counts, [(0, *run)])
+    assert torch.equal(got, role(weight, Perturbation())[slice(*run)])
 
 
 def test_the_weight_can_still_be_freed() -> None:
     weight = torch.randn(1000)
-    select(weight, Perturbation())
+    roles([weight], Perturbation(), False)
     assert weight.untyped_storage().resizable()  # FSDP frees what it gathered
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("find", [place, lambda w, o, k: zeros_last(w, o)[:, :k].sort().values])
+def test_zeros_are_drawn_last(find, zeros):
+    torch.manual_seed(0)
+    weight, size = with_zeros(3000, zeros), 300
+    order = torch.stack([torch.randperm(3000) for _ in range(2)]).int()
+    expected = [torch.cat([o[weight[o.long()] != 0], o[weight[o.long()] == 0]])[:size]
+                for o in order]  # fmt: skip
+    ready = order.clone()
+    ready[:, :size] = ready[:, :size].sort(1).values
+    got = find(weight, ready, size)
+    for row, one in zip(got, expected, strict=True):
+        some = [set(x[weight[x.long()] != 0].tolist()) for x in (row, one)]
+        assert some[0] == some[1] and torch.equal(row, row.sort().values)
+
+
+def test_bisection_never_waits_for_its_device() -> None:
+    weights = [torch.randn(3000), torch.ones(50)]
+    bisect(weights, [(10, 20), (3, 4)])  # what depends on sizes alone is kept
+    with counting() as counted:
+        bisect(weights, [(10, 20), (3, 4)])
+    assert counted.syncs == {}

@@ -1,8 +1,6 @@
 """The kernel: which weights a view changes, by how much, and the merge of all views."""
 
-from .kernel import Draws, change, modulation, role
-from .lenses import Patch
-from .merging import Merging, Views, merge, views_of
+from .kernel import change, modulation, role
 from .options import (
     ALIASES,
     MODES,
@@ -14,9 +12,12 @@ from .options import (
     UNITS,
     Focal,
     Perturbation,
+    register_mode,
+    register_pattern,
+    register_strategy,
 )
-from .select import Edges, Selection, select
-from .sparse import SparseChange, sparse_change
+from .select import new_hint, select
+from .views import Change, Narrow, Views, Whole, changes_of, merge, project, signed, weigh
 
 __all__ = [
     "ALIASES",
@@ -27,20 +28,23 @@ __all__ = [
     "SEEDINGS",
     "STRATEGIES",
     "UNITS",
-    "Draws",
-    "Edges",
+    "Change",
     "Focal",
-    "Merging",
-    "Patch",
+    "Narrow",
     "Perturbation",
-    "Selection",
-    "SparseChange",
     "Views",
+    "Whole",
     "change",
+    "changes_of",
     "merge",
     "modulation",
+    "new_hint",
+    "project",
+    "register_mode",
+    "register_pattern",
+    "register_strategy",
     "role",
     "select",
-    "sparse_change",
-    "views_of",
+    "signed",
+    "weigh",
 ]

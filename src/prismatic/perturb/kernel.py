@@ -8,8 +8,6 @@ Shapes: tensors are flat over P = the row-major positions of one parameter.
 """
 
 import hashlib
-import math
-from functools import lru_cache
 from typing import Any
 
 import mpmath
@@ -18,7 +16,7 @@ import torch
 
 from prismatic.errors import require
 
-from .options import Focal, Perturbation
+from .options import MODES, STRATEGIES, Focal, Perturbation
 
 DIGITS_PER_VIEW = 16
 
@@ -42,32 +40,23 @@ def generator(perturbation: Perturbation, name: str, view: int) -> np.random.Phi
     return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
 
 
-class Draws:
-    """What `noise` and `random` draw for one tensor and view, on the CPU and in float64."""
-
-    def normal(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
-        """The standard normal xi of mode `noise`: (P,) float64."""
-        source = np.random.Generator(generator(perturbation, name, view))
-        return torch.from_numpy(source.standard_normal(numel))
-
-    def order(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
-        """The order in which strategy `random` draws weights without replacement: (P,) int64.
-
-        The stream is jumped so that it shares nothing with the noise of the same tensor and view.
-        """
-        source = np.random.Generator(generator(perturbation, name, view).jumped())
-        return torch.from_numpy(source.random(numel).argsort())
+def draw_noise(perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
+    """The standard normal xi of mode `noise`: (P,) float64, on the CPU."""
+    source = np.random.Generator(generator(perturbation, name, view))
+    return torch.from_numpy(source.standard_normal(numel))
 
 
-DRAWS = Draws()
+def draw_order(perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
+    """The order in which strategy `random` draws weights without replacement: (P,) int64.
+
+    The stream is jumped so that it shares nothing with the noise of the same tensor and view.
+    """
+    source = np.random.Generator(generator(perturbation, name, view).jumped())
+    return torch.from_numpy(source.random(numel).argsort())
 
 
 def role(
-    weight: torch.Tensor,
-    perturbation: Perturbation,
-    name: str = "",
-    view: int = 1,
-    draws: Draws = DRAWS,
+    weight: torch.Tensor, perturbation: Perturbation, name: str = "", view: int = 1
 ) -> torch.Tensor:
     """+1 for the top tier of a tensor's magnitudes, -1 for the bottom tier, 0 for the rest.
 
@@ -75,11 +64,17 @@ def role(
     chosen first. Zeros are never selected: a multiplicative change cannot move them. `name` and
     `view` matter to the strategy `random` only. Source: 002, "perturbation_strategy".
     """
+    weight_P = weight.detach().flatten()
+    if hasattr(perturbation, "role"):  # an object of the user's own
+        return perturbation.role(weight_P, name, view).view(weight.shape)
+    own = STRATEGIES[perturbation.strategy].role
+    if own is not None:
+        return own(weight_P, perturbation, name, view).view(weight.shape)
     num_top, num_bottom = perturbation.counts(weight.numel())
-    magnitude_P = weight.detach().abs().flatten()
+    magnitude_P = weight_P.abs()
     candidate_P = magnitude_P > 0
-    if perturbation.strategy == "random":
-        order_P = draws.order(perturbation, name, view, weight.numel()).to(weight.device)
+    if perturbation.is_drawn:
+        order_P = draw_order(perturbation, name, view, weight.numel()).to(weight.device)
         drawn = order_P[candidate_P[order_P]][: num_top + num_bottom]
         candidate_P = torch.zeros_like(candidate_P).index_fill_(0, drawn, True)
     rest = candidate_P.nonzero().flatten()
@@ -92,25 +87,6 @@ def role(
     return role_P.view(weight.shape)
 
 
-def envelope(distance: torch.Tensor, length: float, focal: Focal) -> torch.Tensor:
-    """How a lens fades with the distance from its focal point."""
-    if focal.profile == "gaussian":
-        return torch.exp(-((distance / length) ** 2) / 2)
-    return torch.exp(-distance / length)
-
-
-def wave(distance: torch.Tensor, wavelength: float, phase: float) -> torch.Tensor:
-    """A cosine over positions; whole turns are dropped before the phase is added."""
-    return torch.cos(2 * math.pi * torch.frac(distance / wavelength) + phase)
-
-
-@lru_cache(maxsize=64)
-def shuffled(numel: int, seed: int) -> torch.Tensor:
-    """A place for each position, by a seed and the number of weights alone: (P,) float64."""
-    source = np.random.Generator(np.random.Philox(key=seed))
-    return torch.from_numpy(source.permutation(numel)).double()
-
-
 def modulation(
     position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Focal
 ) -> torch.Tensor:
@@ -118,40 +94,30 @@ def modulation(
 
     `view` is one view, or a tensor with a view per position.
     """
-    if focal.shuffle is not None:
-        places_P = shuffled(numel, focal.shuffle).to(position.device)
-        position = places_P[position.long()]
-    length, wavelength = focal.lengths(numel)
-    phase = focal.phase_of(view, num_views)
-    distance = (position - view / num_views * numel).abs()
-    if focal.pattern == "none":
-        return torch.ones_like(position)
-    if focal.pattern == "radial":
-        return envelope(distance, length, focal)
-    if focal.pattern == "helical":
-        return wave(position, wavelength, phase)
-    return envelope(distance, length, focal) * wave(distance, wavelength, phase)
+    return focal.modulation(position, numel, view, num_views)
 
 
 def unit_change(
-    weight: torch.Tensor, role: torch.Tensor, perturbation: Perturbation, xi: torch.Tensor | None
+    weight_P: torch.Tensor, role_P: torch.Tensor, perturbation: Perturbation, name: str, view: int
 ) -> torch.Tensor:
-    """The relative change at scale 1 and before modulation, in float64; `xi` for mode `noise`."""
-    if perturbation.mode == "noise":
-        assert xi is not None
-        return weight.detach().sign().double() * xi.to(weight.device) * role.abs()
-    return role.double() * (-1 if perturbation.mode == "attractive" else 1)
+    """The relative change at scale 1 and before modulation: (P,) float64."""
+    if hasattr(perturbation, "unit_change"):  # an object of the user's own
+        return perturbation.unit_change(weight_P, role_P)
+    mode = MODES[perturbation.mode]
+    if mode.unit_change is not None:
+        return mode.unit_change(weight_P, role_P)
+    if mode.direction is not None:
+        return role_P.double() * mode.direction
+    xi_P = draw_noise(perturbation, name, view, len(weight_P)).to(weight_P.device)
+    return weight_P.sign().double() * xi_P * role_P.abs()
 
 
-def solve_scale(moved: float, norm: float, perturbation: Perturbation) -> float:
-    """The scale at which a unit change of norm `moved` has `strength`; `scale` when none is asked.
+def require_reachable(scale: float, perturbation: Perturbation) -> None:
+    """Refuse a solved scale beyond `strength_max_scale`.
 
-    Raises `ValueError` beyond `strength_max_scale`: a lens that touches next to nothing reaches
-    a strength only with absurd factors, and compares nothing.
+    A lens that touches next to nothing reaches a strength only with absurd factors, and compares
+    nothing.
     """
-    if perturbation.strength is None:
-        return perturbation.scale
-    scale = perturbation.strength * norm / moved if moved else 0.0
     require(
         scale <= perturbation.strength_max_scale,
         "perturbation.strength",
@@ -160,7 +126,6 @@ def solve_scale(moved: float, norm: float, perturbation: Perturbation) -> float:
         f"{perturbation.strength_max_scale:g}, since the lens touches too little of a tensor: use "
         "focal.units=fraction focal.length=0.1 focal.wavelength=1, or ask for less",
     )
-    return scale
 
 
 def change(
@@ -180,12 +145,13 @@ def change(
     weight_P = weight.detach().flatten()
     if view == 0:
         return torch.zeros_like(weight_P).view(weight.shape)
-    xi_P = None
-    if perturbation.mode == "noise":
-        xi_P = DRAWS.normal(perturbation, name, view, len(weight_P))
     role_P = role(weight_P, perturbation, name, view)
     position_P = torch.arange(len(weight_P), device=weight.device).double()
     shape_P = modulation(position_P, len(weight_P), view, num_views, focal)
-    unit_P = unit_change(weight_P, role_P, perturbation, xi_P) * shape_P
-    moved, norm = float((weight_P.double() * unit_P).norm()), float(weight_P.double().norm())
-    return (solve_scale(moved, norm, perturbation) * unit_P).to(weight.dtype).view(weight.shape)
+    unit_P = unit_change(weight_P, role_P, perturbation, name, view) * shape_P
+    scale = perturbation.scale
+    if perturbation.strength is not None:
+        moved, norm = float((weight_P.double() * unit_P).norm()), float(weight_P.double().norm())
+        scale = perturbation.strength * norm / moved if moved else 0.0
+        require_reachable(scale, perturbation)
+    return (scale * unit_P).to(weight.dtype).view(weight.shape)

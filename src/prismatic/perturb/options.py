@@ -1,27 +1,88 @@
-"""What a perturbation and its focal pattern are: frozen options that refuse nonsense."""
+"""What a perturbation and its focal pattern are: frozen options that refuse nonsense.
+
+A mode, a strategy or a pattern of one's own gets a name with `register_mode`, `register_strategy`
+and `register_pattern`; README.md beside this file shows how.
+
+Shapes: P positions of a tensor, row-major.
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
 
 from prismatic.errors import one_of, require
 
-MODES = ("attractive", "repulsive", "noise")
 ALIASES = {"directional": "repulsive"}
-# Share of `sparsity` that goes to the top and to the bottom tier.
-STRATEGIES = {
-    "dual_sided": (0.5, 0.5),
-    "top_only": (1.0, 0.0),
-    "bottom_only": (0.0, 1.0),
-    "random": (0.5, 0.5),
-}
 SEEDINGS = ("pi", "hash")
-PATTERNS = ("none", "radial", "helical", "radial_helical")
 UNITS = ("weights", "fraction")
 PHASES = ("literal", "aligned")
 PROFILES = ("exponential", "gaussian")
 # A lens a hundred tensors wide is flat; a larger fraction is a length left in weights.
 WIDEST_FRACTION = 100.0
+
+
+class Mode(NamedTuple):
+    """How a selected weight changes.
+
+    `direction` times the role is the relative change at scale 1. Where there is no such number,
+    `unit_change(weight_P, role_P)` returns it in full, float64; a mode with neither draws noise.
+    """
+
+    direction: float | None = None
+    unit_change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+
+class Strategy(NamedTuple):
+    """Which weights are selected.
+
+    `top` and `bottom` are the tiers' shares of `sparsity`, by magnitude. A `drawn` strategy first
+    draws as many weights as both tiers hold. Or `role(weight_P, perturbation, name, view)` returns
+    +1, -1 and 0 for every weight, int8.
+    """
+
+    top: float = 0.0
+    bottom: float = 0.0
+    drawn: bool = False
+    role: Callable[..., torch.Tensor] | None = None
+
+
+MODES = {"attractive": Mode(-1.0), "repulsive": Mode(1.0), "noise": Mode()}
+STRATEGIES = {
+    "dual_sided": Strategy(0.5, 0.5),
+    "top_only": Strategy(top=1.0),
+    "bottom_only": Strategy(bottom=1.0),
+    "random": Strategy(0.5, 0.5, drawn=True),
+}
+
+
+def register_mode(
+    name: str,
+    unit_change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    *,
+    direction: float | None = None,
+) -> None:
+    """Add a mode: by a `direction`, which is as fast as ours, or by `unit_change` (see `Mode`)."""
+    if (direction is None) == (unit_change is None):
+        raise ValueError(f"mode {name}: give either unit_change or direction")
+    MODES[name] = Mode(direction, unit_change)
+
+
+def register_strategy(
+    name: str,
+    role: Callable[..., torch.Tensor] | None = None,
+    *,
+    top: float = 0.0,
+    bottom: float = 0.0,
+) -> None:
+    """Add a strategy: by its tiers' shares, which is as fast as ours, or by `role` (`Strategy`)."""
+    if (role is None) == (top == bottom == 0):
+        raise ValueError(f"strategy {name}: give either role or the shares top and bottom")
+    STRATEGIES[name] = Strategy(top, bottom, role=role)
 
 
 @dataclass(frozen=True)
@@ -68,15 +129,24 @@ class Perturbation:
         require(offset >= 0, name, offset, "give a digit's position, >= 0")
 
     @property
-    def per_view(self) -> bool:
-        """Whether the views differ in more than their focal pattern."""
-        return self.strategy == "random" or self.mode == "noise"
+    def is_drawn(self) -> bool:
+        """Whether each view draws its own weights before they are parted by magnitude."""
+        return STRATEGIES[self.strategy].drawn
+
+    @property
+    def is_noise(self) -> bool:
+        return MODES[self.mode] == Mode()
+
+    @property
+    def has_short_form(self) -> bool:
+        """Whether magnitudes, draws and a direction say it all; else every view is built."""
+        return MODES[self.mode].unit_change is None and STRATEGIES[self.strategy].role is None
 
     def counts(self, numel: int) -> tuple[int, int]:
         """How many of a tensor's weights are in the top and in the bottom tier."""
         top, bottom = (
             max(1, round(self.sparsity * numel * share)) if share else 0
-            for share in STRATEGIES[self.strategy]
+            for share in STRATEGIES[self.strategy][:2]
         )
         return top, bottom
 
@@ -101,7 +171,7 @@ class Focal:
     shuffle: int | None = None
 
     def __post_init__(self) -> None:
-        one_of("focal.pattern", self.pattern, PATTERNS)
+        one_of("focal.pattern", self.pattern, tuple(PATTERNS))
         one_of("focal.units", self.units, UNITS)
         one_of("focal.phase", self.phase, PHASES)
         one_of("focal.profile", self.profile, PROFILES)
@@ -118,6 +188,17 @@ class Focal:
             value = getattr(self, name)
             require(0 < value <= widest and value < math.inf, f"focal.{name}", value, wanted)
 
+    def modulation(
+        self, position: torch.Tensor, numel: int, view: Any, num_views: int
+    ) -> torch.Tensor:
+        """The pattern at some float64 positions of a tensor of `numel` weights.
+
+        `view` is one view, or a tensor with a view per position.
+        """
+        if self.shuffle is not None:
+            position = shuffled(numel, self.shuffle).to(position.device)[position.long()]
+        return PATTERNS[self.pattern](position, numel, view, num_views, self)
+
     def lengths(self, numel: int) -> tuple[float, float]:
         """Focal length and wavelength in weights, for a tensor of `numel` weights."""
         unit = numel if self.units == "fraction" else 1
@@ -128,3 +209,63 @@ class Focal:
         if self.phase == "aligned":
             return 2 * math.pi * (view - 1) / (num_views - 1)
         return 2 * math.pi * view / num_views
+
+    def envelope(self, distance: torch.Tensor, numel: int) -> torch.Tensor:
+        """How a lens fades with the distance from its focal point."""
+        lengths = distance / self.lengths(numel)[0]
+        return torch.exp(-(lengths**2) / 2 if self.profile == "gaussian" else -lengths)
+
+    def wave(self, distance: torch.Tensor, numel: int, view: Any, num_views: int) -> torch.Tensor:
+        """A cosine over positions; whole turns are dropped before the phase is added."""
+        turns = torch.frac(distance / self.lengths(numel)[1])
+        return torch.cos(2 * math.pi * turns + self.phase_of(view, num_views))
+
+
+@lru_cache(maxsize=64)
+def shuffled(numel: int, seed: int) -> torch.Tensor:
+    """A place for each position, by a seed and the number of weights alone: (P,) float64."""
+    source = np.random.Generator(np.random.Philox(key=seed))
+    return torch.from_numpy(source.permutation(numel)).double()
+
+
+Pattern = Callable[[torch.Tensor, int, Any, int, Any], torch.Tensor]
+
+
+def flat(position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Any) -> torch.Tensor:
+    return torch.ones_like(position)
+
+
+def radial(
+    position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Focal
+) -> torch.Tensor:
+    return focal.envelope((position - view / num_views * numel).abs(), numel)
+
+
+def helical(
+    position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Focal
+) -> torch.Tensor:
+    return focal.wave(position, numel, view, num_views)
+
+
+def radial_helical(
+    position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Focal
+) -> torch.Tensor:
+    distance = (position - view / num_views * numel).abs()
+    return focal.envelope(distance, numel) * focal.wave(distance, numel, view, num_views)
+
+
+PATTERNS: dict[str, Pattern] = {
+    "none": flat,
+    "radial": radial,
+    "helical": helical,
+    "radial_helical": radial_helical,
+}
+
+
+def register_pattern(name: str, pattern: Pattern) -> None:
+    """Add a pattern: `pattern(position, numel, view, num_views, focal)` is the modulation.
+
+    `position` holds float64 positions, `view` is one view or a view per position, and `focal` has
+    the options. A smooth pattern is fast by itself: its short form is found by looking at it.
+    """
+    PATTERNS[name] = pattern

@@ -1,14 +1,13 @@
 """Routers: dense, smear, constant and prismatic, one interface."""
 
-from .base import Router, Routing
-from .dense import DenseRouter
+from .base import Router, Routing, vmap_friendly
 from .gate import POOLS, is_causal
 from .mixtures import Mixture
-from .prismatic import ConstantRouter, PrismaticRouter
+from .prismatic import ConstantRouter, PrismaticRouter, select_together
 from .rules import Routed, register_rule
-from .smear import SmearRouter
+from .smear import DenseRouter, SmearRouter
 
 __all__ = [
     "POOLS", "ConstantRouter", "DenseRouter", "Mixture", "PrismaticRouter", "Routed", "Router",
-    "Routing", "SmearRouter", "is_causal", "register_rule",
+    "Routing", "SmearRouter", "is_causal", "register_rule", "select_together", "vmap_friendly",
 ]  # fmt: skip

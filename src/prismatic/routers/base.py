@@ -1,25 +1,25 @@
-"""What all routers share: a gate, a level, forced views and a record of the last forward.
+"""One router: a gate decides, a source gives the views, and a level says what shares one merge.
 
 Shapes: B batch, T time, D model width, E views. Routing weights are (B, T, E) at level token,
 (B, 1, E) at level sequence and (1, 1, E) at level batch.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.nn import functional as F
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from prismatic.errors import require
 
-from .gate import require_views, seeded
-from .levels import LEVELS
+from .gate import draw_kept, drop_views, one_hot, require_views
 from .mixtures import Mixture
-from .rules import UnroutableError, unruled
+from .rules import Call, UnroutableError, rule, unruled
 
 
 class Routing(NamedTuple):
@@ -29,21 +29,28 @@ class Routing(NamedTuple):
     probs: torch.Tensor
 
 
-def drop_views(probs: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Renormalise over the views that are kept: view 0 where none is."""
-    kept = probs * keep
-    total = kept.sum(-1, keepdim=True)
-    view_0 = torch.zeros_like(probs).index_fill(-1, torch.tensor(0, device=probs.device), 1)
-    return torch.where(total > 0, kept / total.clamp(min=torch.finfo(total.dtype).tiny), view_0)
+class Source(Protocol):
+    """Where the views of a wrapped module's parameters come from."""
+
+    inert: bool  # whether no routing whatever can change what the module computes
+
+    def mixtures(
+        self, expert: nn.Module, x: torch.Tensor, selected: Any
+    ) -> dict[torch.Tensor, Mixture]:
+        """What stands for each parameter in one forward with input `x`.
+
+        `selected` is what was prepared for several routers together, or None.
+        """
 
 
-class Router(nn.Module, ABC):
+class Router(nn.Module):
     """Runs a module with parameters that are soft mixtures over `num_experts` views.
 
-    A subclass says what the mixtures are. `forward(x, *args, **kwargs)` takes `x` of shape
-    (B, T, D) and returns what the wrapped module returns; `record` is the last forward's routing.
-    `causal` says whether a position's output may depend on later positions or other rows by way of
-    the routing. Raises `ValueError` for options out of range and a module that cannot be routed.
+    `gate(x)` returns logits and `source` the views. `forward(x, *args, **kwargs)` takes `x` of
+    shape (B, T, D) and returns what the wrapped module returns; `record` is the last forward's
+    routing. `causal` says whether a position's output cannot depend on later positions or other
+    rows by way of the routing. Raises `ValueError` for options out of range and a module that
+    cannot be routed.
     """
 
     record: Routing | None = None
@@ -52,6 +59,8 @@ class Router(nn.Module, ABC):
         self,
         expert: nn.Module,
         gate: nn.Module,
+        source: Source,
+        *,
         num_experts: int,
         level: str,
         causal: bool,
@@ -70,39 +79,86 @@ class Router(nn.Module, ABC):
         require(share, "router.expert_dropout", expert_dropout, "give a share in [0, 1)")
         require(balance_loss >= 0, "router.balance_loss", balance_loss, "give a weight >= 0")
         require(z_loss >= 0, "router.z_loss", z_loss, "give a weight >= 0")
-        self.expert, self.gate = expert, gate
+        self.expert, self.gate, self.source = expert, gate, source
         self.num_experts, self.level = num_experts, level
-        self._run = LEVELS[level]()
         self.causal, self.allow_leak = causal, allow_leak
         self.temperature, self.expert_dropout = temperature, expert_dropout
         self.balance_loss, self.z_loss = balance_loss, z_loss
         self.name, self.seed = name, seed
+        self.register_buffer("dropout_step", torch.zeros((), dtype=torch.int64), persistent=False)
         self._forced: int | None = None
-        self._dropout_draws = 0
-        lacking = unruled(expert) if level == "token" else None
-        if lacking:
-            raise ValueError(self._refusal(f"{lacking} has parameters and no rule"))
+        lacking = None if level == "batch" else unruled(expert)
+        if lacking and level == "token":
+            raise ValueError(self._refusal(lacking))
+        self._switch = None if lacking or level == "batch" else rule(expert)
 
-    @abstractmethod
-    def mixture(self, name: str, parameter: nn.Parameter) -> Mixture:
-        """The mixture that stands for a parameter of the wrapped module in one forward."""
+    @classmethod
+    def option_names(cls) -> set[str]:
+        """The names of all options of this class of routers."""
+        return {
+            name
+            for base in cls.__mro__
+            if issubclass(base, Router)
+            for name, parameter in inspect.signature(base.__init__).parameters.items()
+            if parameter.kind != parameter.VAR_KEYWORD and name != "self"
+        }
 
     @property
     def inert(self) -> bool:
         """Whether no routing whatever can change what the wrapped module computes."""
-        return self.num_experts == 1
+        return self.source.inert
 
-    def forward(self, x_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x_BTD: torch.Tensor, *args: Any, selected: Any = None, **kwargs: Any) -> Any:
         self.record = self.route(x_BTD)
-        if self.inert and unruled(self.expert):
-            return self.expert(x_BTD, *args, **kwargs)  # merged row by row it would round otherwise
         probs = self._applied(self.record.probs)
-        named = self.expert.named_parameters()
-        mixtures = {parameter: self.mixture(name, parameter) for name, parameter in named}
+        return self.run(probs, x_BTD, *args, selected=selected, **kwargs)
+
+    def run(
+        self,
+        probs: torch.Tensor,
+        x_BTD: torch.Tensor,
+        *args: Any,
+        selected: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """What the wrapped module computes under given routing weights."""
+        if self.inert:
+            return self.expert(x_BTD, *args, **kwargs)
+        mixtures = self.source.mixtures(self.expert, x_BTD, selected)
+        if self.level == "batch":
+            named, probs_E = self.expert.named_parameters(), probs.flatten()
+            merged = {name: mixtures[p].merged(probs_E) for name, p in named}
+            return functional_call(self.expert, merged, (x_BTD, *args), kwargs)
+        if self._switch is not None:
+            try:
+                return self._run_by_rules(mixtures, probs, x_BTD, *args, **kwargs)
+            except UnroutableError as error:
+                if self.level == "token":
+                    raise ValueError(self._refusal(str(error))) from error
+                self._switch = None  # it reshapes its input, or reaches past a submodule's forward
+        return by_row(self.expert, mixtures, probs, (x_BTD, *args), kwargs)
+
+    def _run_by_rules(
+        self,
+        mixtures: Mapping[torch.Tensor, Mixture],
+        probs: torch.Tensor,
+        x_BTD: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        assert self._switch is not None
+        call = Call(mixtures, probs, tuple(x_BTD.shape[: 2 if self.level == "token" else 1]))
+        self._switch.call = call
         try:
-            return self._run(self.expert, mixtures, probs, (x_BTD, *args), kwargs)
-        except UnroutableError as error:
-            raise ValueError(self._refusal(str(error))) from error
+            y = self.expert(x_BTD, *args, **kwargs)
+        finally:
+            self._switch.call = None
+        for path in self._switch.paths:
+            if path not in call.called:
+                raise UnroutableError(
+                    f"{path} was not called: its parameters are used in another way"
+                )
+        return y
 
     def route(self, x_BTD: torch.Tensor, gate: nn.Module | None = None) -> Routing:
         """Routing weights of an input, in float32 at least; they sum to 1 over the views.
@@ -138,10 +194,10 @@ class Router(nn.Module, ABC):
         )
 
     def get_extra_state(self) -> dict[str, int]:
-        return {"dropout_draws": self._dropout_draws}
+        return {"dropout_draws": int(self.dropout_step)}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        self._dropout_draws = state["dropout_draws"]
+        self.dropout_step.fill_(state["dropout_draws"])
 
     def __getstate__(self) -> dict[str, Any]:
         # The last routing belongs to a graph, which cannot be copied.
@@ -150,18 +206,88 @@ class Router(nn.Module, ABC):
     def _applied(self, probs: torch.Tensor) -> torch.Tensor:
         """The weights that are used: forced, thinned by dropout, or as they are."""
         if self._forced is not None:
-            index = torch.full(probs.shape[:-1], self._forced, device=probs.device)
-            return F.one_hot(index, self.num_experts).to(probs.dtype)
+            return one_hot(probs, self._forced)
         if not (self.training and self.expert_dropout):
             return probs
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        generator = seeded("dropout", self.name, self.seed, self._dropout_draws, rank)
-        self._dropout_draws += 1
-        keep = torch.rand(probs.shape, generator=generator) >= self.expert_dropout
-        return drop_views(probs, keep.to(probs.device))
+        key = f"dropout|{self.name}|{self.seed}"
+        kept = draw_kept(probs.detach(), self.dropout_step, self.expert_dropout, key)
+        return drop_views(probs, kept)
 
     def _refusal(self, reason: str) -> str:
         return (
             f"router.level={self.level} cannot wrap {type(self.expert).__name__}: {reason}; use "
             "router.level=batch, or teach it with prismatic.routers.register_rule(cls, fn)"
         )
+
+
+def row_dims(leaves: list[Any], num_rows: int) -> list[int | None]:
+    """Which arguments are split by row: x, and tensors whose first dimension is the batch's."""
+    square = leaves[0].shape[1] == num_rows > 1
+    dims: list[int | None] = [0]
+    for leaf in leaves[1:]:
+        tensor = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_rows
+        if tensor and square and leaf.ndim <= 2:
+            raise ValueError(
+                f"an argument of shape {tuple(leaf.shape)} may begin with rows or with positions: "
+                f"with {num_rows} of each this cannot be told; change the batch size"
+            )
+        dims.append(0 if tensor else None)
+    return dims
+
+
+def by_row(
+    expert: nn.Module,
+    mixtures: Mapping[torch.Tensor, Mixture],
+    probs: torch.Tensor,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Each row with its own merged parameters: vmapped, or one after the other where that fails."""
+    num_rows = args[0].shape[0]
+    rows_E = probs.flatten(0, -2).expand(num_rows, -1)
+    leaves, tree = tree_flatten((args, kwargs))
+    dims = row_dims(leaves, num_rows)
+
+    named = dict(expert.named_parameters())
+    merged = {
+        name: torch.stack([mixtures[p].merged(r) for r in rows_E]) for name, p in named.items()
+    }
+    shape: dict[str, Any] = {}
+
+    def run(parameters: dict[str, torch.Tensor], *row: Any) -> list[torch.Tensor]:
+        lone = [x if dim is None else x[None] for x, dim in zip(row, dims, strict=True)]
+        row_args, row_kwargs = tree_unflatten(lone, tree)
+        out = functional_call(expert, parameters, row_args, row_kwargs)
+        shape["leaves"], shape["tree"] = tree_flatten(out)
+        return [x for x in shape["leaves"] if isinstance(x, torch.Tensor)]
+
+    try:
+        with vmap_friendly():
+            rows = vmap(run, in_dims=(0, *dims), randomness="different")(merged, *leaves)
+    except RuntimeError as error:
+        if "vmap" not in str(error) and "batching rule" not in str(error):
+            raise
+        every = []
+        for b in range(num_rows):
+            row = [x if dim is None else x[b] for x, dim in zip(leaves, dims, strict=True)]
+            every.append(run({name: merged[name][b] for name in merged}, *row))
+        rows = [torch.stack(parts) for parts in zip(*every, strict=True)]
+    joined = iter([y.flatten(0, 1) if y.ndim > 1 else y for y in rows])
+    filled = [next(joined) if isinstance(x, torch.Tensor) else x for x in shape["leaves"]]
+    return tree_unflatten(filled, shape["tree"])
+
+
+@contextmanager
+def vmap_friendly() -> Iterator[None]:
+    """Lets vmap run what it has no rule for row by row, and off torch's fused encoder layer.
+
+    Under vmap that layer takes its inference path although gradients are wanted.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
@@ -40,13 +41,10 @@ def causal_mean(x_BTD: torch.Tensor) -> torch.Tensor:
     Sums within blocks of L positions are one product with a triangle, which torch computes several
     times faster than a running sum over all.
     """
-    num_positions, triangle_LL = (
-        x_BTD.shape[1],
-        torch.ones(BLOCK, BLOCK, device=x_BTD.device).tril(),
-    )
+    num_positions = x_BTD.shape[1]
     wide_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
     padded_BTD = F.pad(wide_BTD, (0, 0, 0, -num_positions % BLOCK))
-    triangle_LL = torch.ones(BLOCK, BLOCK).to(wide_BTD).tril()
+    triangle_LL = wide_BTD.new_ones(BLOCK, BLOCK).tril()
     with torch.autocast(x_BTD.device.type, enabled=False):
         within_BSLD = triangle_LL @ padded_BTD.unflatten(1, (-1, BLOCK))
     before_BSD = F.pad(within_BSLD[:, :-1, -1], (0, 0, 1, 0)).cumsum(1)
@@ -80,10 +78,19 @@ def require_views(num_experts: int) -> None:
 
 
 class Gate(nn.Module):
-    """Logits of the views, Linear(LayerNorm(pool(x))): (B, T, D) -> (B, T or 1, E)."""
+    """Logits of the views, Linear(LayerNorm(pool(x))): (B, T, D) -> (B, T or 1, E).
+
+    `generator` initialises the linear map. Raises `ValueError` for a pool that a level cannot have.
+    """
 
     def __init__(
-        self, hidden_size: int, num_experts: int, level: str, pool: str, generator: torch.Generator
+        self,
+        hidden_size: int,
+        num_experts: int,
+        level: str,
+        *,
+        pool: str,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         one_of("router.level", level, tuple(POOLS))
@@ -115,3 +122,51 @@ class ConstantGate(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return self.logits_E[None, None]
+
+
+def drop_views(probs: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Renormalise over the views that are kept: view 0 where none is."""
+    kept = probs * keep
+    total = kept.sum(-1, keepdim=True)
+    shares = kept / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return torch.where(total > 0, shares, one_hot(probs, 0))
+
+
+def one_hot(probs: torch.Tensor, view: int) -> torch.Tensor:
+    """Routing weights like `probs` that are all one view's."""
+    alone = torch.zeros_like(probs)
+    alone[..., view] = 1
+    return alone
+
+
+@torch.library.custom_op("prismatic::draw_kept", mutates_args=("step",), device_types="cpu")
+def draw_kept(probs: torch.Tensor, step: torch.Tensor, share: float, key: str) -> torch.Tensor:
+    """Which views expert dropout keeps, each but for a share: a function of `key` and `step`.
+
+    Goes one step on. A device other than the CPU draws by itself, without waiting for the host.
+    """
+    generator = seeded(*key.split("|"), int(step), rank())
+    step += 1
+    return torch.rand(probs.shape, generator=generator) >= share
+
+
+@draw_kept.register_fake
+def _(probs: torch.Tensor, step: torch.Tensor, share: float, key: str) -> torch.Tensor:
+    return torch.empty_like(probs, dtype=torch.bool)
+
+
+@draw_kept.register_kernel("cuda")
+def draw_kept_on_device(
+    probs: torch.Tensor, step: torch.Tensor, share: float, key: str
+) -> torch.Tensor:
+    """The same from a counter: the finaliser of splitmix64, whose output passes as random."""
+    start = seeded(*key.split("|"), rank()).initial_seed()
+    x = torch.arange(probs.numel(), device=probs.device) + step * (1 << 32) + start
+    step += 1
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return ((x >> 40) & 0xFFFFFF).view(probs.shape) >= share * (1 << 24)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

@@ -1,41 +1,35 @@
 """The prismatic router: soft mixtures over deterministic views of one set of weights."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from prismatic.perturb import (
-    Draws,
-    Edges,
-    Focal,
-    Perturbation,
-    SparseChange,
-    sparse_change,
-    views_of,
-)
+from prismatic.perturb import Change, Focal, Perturbation, Views, changes_of
 
 from .base import Router
 from .gate import ConstantGate, Gate, is_causal, seeded
-from .lenses import LensMixture
-from .mixtures import EntryMixture, Mixture
+from .mixtures import Mixture, ViewMixture, product_dtype
 
 
-class KeptDraws(Draws):
-    """Draws that are made once per tensor and view, since they depend on names and options only."""
+class PrismaticSource:
+    """Views of a module's parameters, which exist only as changes of the current weights."""
 
-    def __init__(self) -> None:
-        self.kept: dict[tuple[object, ...], torch.Tensor] = {}
+    def __init__(self, views: Views) -> None:
+        self.views = views
 
-    def normal(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
-        key = ("normal", perturbation, name, view, numel)
-        if key not in self.kept:
-            self.kept[key] = super().normal(perturbation, name, view, numel)
-        return self.kept[key]
+    @property
+    def inert(self) -> bool:
+        return self.views.inert
 
-    def order(self, perturbation: Perturbation, name: str, view: int, numel: int) -> torch.Tensor:
-        key = ("order", perturbation, name, view, numel)
-        if key not in self.kept:
-            self.kept[key] = super().order(perturbation, name, view, numel)
-        return self.kept[key]
+    def mixtures(
+        self, expert: nn.Module, x: torch.Tensor, selected: Mapping[str, Change] | None
+    ) -> dict[torch.Tensor, Mixture]:
+        named = dict(expert.named_parameters())
+        changes = selected or self.views.changes(named, product_dtype(x))
+        return {parameter: ViewMixture(changes[name]) for name, parameter in named.items()}
 
 
 class PrismaticRouter(Router):
@@ -48,8 +42,11 @@ class PrismaticRouter(Router):
     returns. `level` says what shares one merge (`token`, `sequence`: arXiv 2306.03745, or `batch`:
     the formula of source 002), `pool` what the gate sees; `name` keys noise and random selection
     and must differ between blocks. `gate` replaces the default LayerNorm and Linear over the pool.
+    Other `options` are those of `Router`.
     Raises `ValueError` for options out of range, and for a module that the level cannot wrap.
     """
+
+    source: PrismaticSource
 
     def __init__(
         self,
@@ -60,43 +57,41 @@ class PrismaticRouter(Router):
         focal: Focal | None = None,
         level: str = "token",
         pool: str = "causal_mean",
-        temperature: float = 1.0,
-        expert_dropout: float = 0.0,
-        balance_loss: float = 0.0,
-        z_loss: float = 0.0,
-        allow_leak: bool = False,
+        *,
+        gate: nn.Module | None = None,
         name: str = "",
         seed: int = 0,
-        gate: nn.Module | None = None,
+        **options: Any,
     ) -> None:
-        gate = gate or Gate(hidden_size, num_experts, level, pool, seeded("gate", name, seed))
+        generator = seeded("gate", name, seed)
+        gate = gate or Gate(hidden_size, num_experts, level, pool=pool, generator=generator)
+        views = Views(
+            num_experts,
+            perturbation or Perturbation(),
+            focal or Focal(),
+            names=[name for name, _ in expert.named_parameters()],
+            prefix=name,
+        )
+        options = {"causal": is_causal(level, pool), **options}
+        source = PrismaticSource(views)
         super().__init__(
-            expert, gate, num_experts, level, is_causal(level, pool), temperature, expert_dropout,
-            balance_loss, z_loss, allow_leak, name, seed,
+            expert, gate, source,
+            num_experts=num_experts, level=level, name=name, seed=seed, **options,
         )  # fmt: skip
-        self.perturbation = perturbation or Perturbation()
-        self.focal = focal or Focal()
-        self._draws = KeptDraws()
-        self._hints: dict[str, Edges] = {}
 
     @property
-    def inert(self) -> bool:
-        unscaled = self.perturbation.scale == 0 and self.perturbation.strength is None
-        return unscaled or super().inert
+    def perturbation(self) -> Perturbation:
+        return self.source.views.perturbation
 
-    def change(self, name: str, parameter: nn.Parameter) -> SparseChange:
-        """The change of every view of one of the wrapped module's parameters."""
-        return sparse_change(parameter, *self._options(name))
+    @property
+    def focal(self) -> Focal:
+        return self.source.views.focal
 
-    def mixture(self, name: str, parameter: nn.Parameter) -> Mixture:
-        views = views_of(parameter, *self._options(name), hints=self._hints)
-        if isinstance(views, SparseChange):
-            return EntryMixture(parameter, views)
-        return LensMixture(parameter, views, by_slice=not self.inert)
-
-    def _options(self, name: str) -> tuple[int, Perturbation, Focal, str, Draws]:
-        path = f"{self.name}.{name}".lstrip(".")
-        return self.num_experts, self.perturbation, self.focal, path, self._draws
+    def factors(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
+        """The relative change by every view of one of the wrapped module's parameters: (E, P)."""
+        if self.num_experts == 1:
+            return torch.zeros(1, parameter.numel(), device=parameter.device)
+        return self.source.views.changes({name: parameter})[name].factors()
 
 
 class ConstantRouter(PrismaticRouter):
@@ -113,16 +108,32 @@ class ConstantRouter(PrismaticRouter):
         num_experts: int = 4,
         perturbation: Perturbation | None = None,
         focal: Focal | None = None,
-        temperature: float = 1.0,
-        expert_dropout: float = 0.0,
-        balance_loss: float = 0.0,
-        z_loss: float = 0.0,
-        name: str = "",
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        gate = ConstantGate(num_experts)
         super().__init__(
-            expert, hidden_size, num_experts, perturbation, focal, "batch", "mean", temperature,
-            expert_dropout, balance_loss, z_loss, name=name, seed=seed, gate=gate,
+            expert, hidden_size, num_experts, perturbation, focal, "batch", "mean",
+            gate=ConstantGate(num_experts), causal=True, **options,
         )  # fmt: skip
-        self.causal = True
+
+
+def select_together(
+    routers: Sequence[Router], x: torch.Tensor
+) -> list[dict[str, Change] | None]:
+    """What each router then takes as `selected`: one selection for all their weights.
+
+    None for a router without views, and for one that has only a share of its weights before it
+    runs. `x` is of the precision that all compute in.
+    """
+    found: list[dict[str, Change] | None] = [None] * len(routers)
+    chosen = [
+        k
+        for k, router in enumerate(routers)
+        if isinstance(router, PrismaticRouter)
+        and not router.inert
+        and not any(isinstance(p, DTensor) for p in router.expert.parameters())
+    ]
+    views = [routers[k].source.views for k in chosen]  # type: ignore[attr-defined]
+    named = [dict(routers[k].expert.named_parameters()) for k in chosen]
+    for k, changes in zip(chosen, changes_of(views, named, product_dtype(x)), strict=True):
+        found[k] = changes
+    return found

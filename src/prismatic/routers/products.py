@@ -1,194 +1,174 @@
-"""`x @ merged.T` for a matrix that is a mixture of views, without keeping merged matrices.
+"""Products with a matrix that is a mixture of views, without a copy of it for every routing.
 
 Positions that share a routing meet one merged matrix, which lives in a buffer while it is needed.
-Where every position has a routing of its own, each part of the change gives some features more,
-times what the part counts for at each position.
+Where every position has a routing of its own, y = x W plus, for each piece g of the change, c_g
+times what the matrix D_g gives: one product with all pieces side by side.
 
-Shapes: R routings, X leading dimensions of the input, O output and I input features, J rows of a
-patch, each of them some rows of the matrix, K in all.
+Shapes: R routings, X leading dimensions of an input, N positions that share a routing, O output and
+I input features, J, Q and L as in `perturb.views`, G pieces.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from prismatic.perturb import Merging, Views
+from prismatic.perturb import Change, Whole, project, signed, weigh
+
+# More pieces than this are multiplied a few at a time, and once more in the backward.
+SIDE_BY_SIDE = 8
 
 
 class SharedProduct(torch.autograd.Function):
-    """`x @ merged.T + bias`, one merge for each of R equal slices of x along its first dimension.
+    """`x[r] @ merged_r.T` with merged_r = weight * (1 + sign * (c[r] @ basis)).
 
-    `all_c` are the coefficients of the views' patches, (R, J, G) each.
+    `weight` and `sign` are given as the rows and columns of the change's form.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        views: Views,
-        x: torch.Tensor,
+        x_RNI: torch.Tensor,
         weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        *all_c: torch.Tensor,
+        sign: torch.Tensor | None,
+        basis_QL: torch.Tensor,
+        c_RJQ: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.views, ctx.num_routings, ctx.has_bias = views, len(all_c[0]), bias is not None
-        ctx.save_for_backward(x, weight, *all_c)
-        merging = Merging(views, weight, all_c)
-        ctx.merging = None
-        if ctx.num_routings == 1:
-            y = F.linear(x, merging.at(0).merged.to(x.dtype), bias)
-            ctx.merging = merging.kept()
-            return y
-        y = x.new_empty(*x.shape[:-1], len(weight))
-        for routing, (x_r, y_r) in enumerate(slices(ctx.num_routings, x, y)):
-            merged = merging.at(routing).merged.to(x.dtype)
-            torch.mm(x_r, merged.T, out=y_r)
-        return y if bias is None else y.add_(bias)
+        ctx.save_for_backward(x_RNI, weight, sign, basis_QL, c_RJQ)
+        moved, merged = signed(sign, weight), torch.empty_like(weight)
+        num_inputs = x_RNI.shape[-1]
+        y_RNO = x_RNI.new_empty(*x_RNI.shape[:2], weight.numel() // num_inputs)
+        for x_NI, y_NO, c_JQ in zip(x_RNI, y_RNO, c_RJQ, strict=True):
+            torch.addcmul(weight, moved, c_JQ @ basis_QL, out=merged)
+            torch.mm(x_NI, merged.view(-1, num_inputs).to(x_NI.dtype).T, out=y_NO)
+        return y_RNO
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        x, weight, *all_c = ctx.saved_tensors
-        merging = ctx.merging or Merging(ctx.views, weight, all_c)
-        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        per_routing = slices(ctx.num_routings, x, grad, grad_x)
-        for routing, (x_r, grad_r, grad_x_r) in enumerate(per_routing):
-            merged = (merging if ctx.merging else merging.at(routing)).merged.to(x.dtype)
-            torch.mm(grad_r, merged, out=grad_x_r)
-            merging.collect(routing, grad_r.T @ x_r)
-        grad_weight, *grad_c = merging.gradients()
-        return None, grad_x, grad_weight, sum_of(grad) if ctx.has_bias else None, *grad_c
-
-
-def slices(num_routings: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The parts of some tensors that share a routing, each as a matrix."""
-    chunks = (t.reshape(num_routings, -1, t.shape[-1]).unbind() for t in tensors)
-    return zip(*chunks, strict=True)
-
-
-class Part(NamedTuple):
-    """A part of the change: `change_KI` over some of the matrix's rows."""
-
-    runs: list[slice]
-    change_KI: torch.Tensor
-
-    def delta(self, weight: torch.Tensor) -> torch.Tensor:
-        return gather(weight, self.runs, 0) * self.change_KI.to(weight.dtype)
-
-
-class TokenProduct(torch.autograd.Function):
-    """`x @ merged.T + bias`, one routing per position.
-
-    `all_c` say what every one of `parts()` counts for at each position, (X, J) each. A `lean`
-    product keeps neither parts nor what they give, and its backward computes them again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        parts: Callable[[], Iterable[Part]],
-        lean: bool,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        *all_c: torch.Tensor,
-    ) -> torch.Tensor:
-        y = F.linear(x, weight, bias)
-        made, kept = [], []
-        for part, c_XJ in zip(parts(), all_c, strict=True):
-            z_XK = x @ part.delta(weight).T
-            add_to(y, part.runs, -1, scaled(z_XK, c_XJ))
-            if not lean:
-                made.append(part)
-                kept.append(z_XK)
-        ctx.parts, ctx.has_bias = parts if lean else lambda: made, bias is not None
-        ctx.save_for_backward(x, weight, *all_c, *kept)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        x, weight, *rest = ctx.saved_tensors
-        num_parts = len(ctx.needs_input_grad) - 5
-        all_c, kept = rest[:num_parts], rest[num_parts:] or [None] * num_parts
-        flat_x, flat_grad = x.flatten(0, -2), grad.flatten(0, -2)
-        grad_x, grad_weight = flat_grad @ weight, flat_grad.T @ flat_x
+    def backward(ctx: Any, grad_RNO: torch.Tensor) -> Any:
+        x_RNI, weight, sign, basis_QL, c_RJQ = ctx.saved_tensors
+        moved, merged = signed(sign, weight), torch.empty_like(weight)
+        grad_weight, grad_factored = torch.zeros_like(weight), torch.zeros_like(weight)
+        grad_x_RNI = torch.empty_like(x_RNI, memory_format=torch.contiguous_format)
         grad_c = []
-        for part, z_XK, c_XJ in zip(ctx.parts(), kept, all_c, strict=True):
-            delta_KI, grad_XK = part.delta(weight), gather(grad, part.runs, -1)
-            z_XK = x @ delta_KI.T if z_XK is None else z_XK
-            per_row = (grad_XK * z_XK).unflatten(-1, (c_XJ.shape[-1], -1))
-            grad_c.append(per_row.sum(-1).sum_to_size(c_XJ.shape))
-            grad_K = scaled(grad_XK, c_XJ).flatten(0, -2)
-            grad_x.addmm_(grad_K, delta_KI)
-            add_to(grad_weight, part.runs, 0, (grad_K.T @ flat_x).mul_(part.change_KI))
-        grad_bias = sum_of(grad) if ctx.has_bias else None
-        return None, None, grad_x.view(x.shape), grad_weight, grad_bias, *grad_c
+        for r, (x_NI, grad_NO) in enumerate(zip(x_RNI, grad_RNO, strict=True)):
+            factor_JL = c_RJQ[r] @ basis_QL
+            torch.addcmul(weight, moved, factor_JL, out=merged)
+            merged_OI = merged.view(-1, x_RNI.shape[-1]).to(x_NI.dtype)
+            torch.mm(grad_NO, merged_OI, out=grad_x_RNI[r])
+            grad_merged = (grad_NO.T @ x_NI).to(weight.dtype).view_as(weight)
+            grad_weight.add_(grad_merged)
+            grad_factored.addcmul_(grad_merged, factor_JL)
+            grad_c.append(project(grad_merged.mul_(moved), c_RJQ[r], basis_QL))
+        grad_weight += signed(sign, grad_factored)
+        return grad_x_RNI, grad_weight, None, None, torch.stack(grad_c)
 
 
-class UnitProduct(torch.autograd.Function):
-    """`y + unit(x) * (probs @ gains)`: what routing adds to a norm's output `y`.
+class SideBySide(torch.autograd.Function):
+    """The weight, unless it is left out, and weight * sign * pattern_g of all pieces, along `dim`.
 
-    `unit` normalises without gains of its own; `probs_XE` weighs the rows of `gains_EP`. The
-    backward normalises again instead of keeping what it did.
+    pattern_g is `basis_g`, or `left_g @ basis` where there is a `left`; the backward computes it
+    anew, so that no matrix but the result is kept.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        unit: Callable[[torch.Tensor], torch.Tensor],
-        shape: torch.Size,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        probs_XE: torch.Tensor,
-        gains_EP: torch.Tensor,
+        weight_OI: torch.Tensor,
+        sign_OI: torch.Tensor | None,
+        left: torch.Tensor | None,
+        basis: torch.Tensor,
+        dim: int,
+        with_weight: bool,
     ) -> torch.Tensor:
-        ctx.unit, ctx.shape = unit, shape
-        ctx.save_for_backward(x, probs_XE, gains_EP)
-        change = (probs_XE @ gains_EP).unflatten(-1, shape)
-        return torch.addcmul(y, unit(x).to(y.dtype), change.to(y.dtype))
+        ctx.save_for_backward(sign_OI, left, basis)
+        ctx.dim, ctx.with_weight = dim, with_weight
+        moved_OI = signed(sign_OI, weight_OI)
+        pieces = [moved_OI * pattern for pattern in patterns(left, basis)]
+        return torch.cat([weight_OI, *pieces] if with_weight else pieces, dim)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        x, probs_XE, gains_EP = ctx.saved_tensors
-        with torch.enable_grad():
-            again = x.detach().requires_grad_()
-            u = ctx.unit(again)
-        change = (probs_XE @ gains_EP).unflatten(-1, ctx.shape)
-        (grad_x,) = torch.autograd.grad(u, again, (change * grad).to(u.dtype))
-        per_change = (u.detach() * grad).sum_to_size(change.shape).to(probs_XE.dtype)
-        per_change_XP = per_change.flatten(-len(ctx.shape))
-        grad_gains = probs_XE.flatten(0, -2).T @ per_change_XP.flatten(0, -2)
-        return None, None, grad, grad_x, per_change_XP @ gains_EP.T, grad_gains
+        sign_OI, left, basis = ctx.saved_tensors
+        every = patterns(left, basis)
+        grads = list(grad.chunk(len(every) + ctx.with_weight, ctx.dim))
+        grad_weight = grads.pop(0) if ctx.with_weight else 0
+        moved = every[0] * grads[0]
+        for pattern, grad_piece in zip(every[1:], grads[1:], strict=True):
+            moved.addcmul_(grad_piece, pattern)
+        return grad_weight + signed(sign_OI, moved), None, None, None, None, None
 
 
-def sum_of(grad: torch.Tensor) -> torch.Tensor:
-    """The gradient of a bias."""
-    return grad.flatten(0, -2).sum(0)
+def patterns(left: torch.Tensor | None, basis: torch.Tensor) -> torch.Tensor:
+    """The pattern of every piece: (G, O or 1, I or 1)."""
+    return basis if left is None else left @ basis
 
 
-def gather(x: torch.Tensor, runs: list[slice], dim: int) -> torch.Tensor:
-    """Some runs of indices, one after the other."""
-    if len(runs) == 1:
-        return along(x, runs[0], dim)
-    return torch.cat([along(x, run, dim) for run in runs], dim)
+def multiply(
+    x: torch.Tensor, matrix: torch.Tensor, coefficients: Sequence[torch.Tensor | None], side: str
+) -> torch.Tensor:
+    """The sum over pieces of `x @ piece.T` times a coefficient at every position, None for 1.
+
+    `matrix` holds the pieces side by side along their `side` features, in or out. Coefficients
+    belong to a position, (X, 1), or to each of its features of that side too.
+    """
+    if side == "in":
+        scaled = [x if c is None else x * c for c in coefficients]
+        return F.linear(torch.cat(scaled, -1) if len(scaled) > 1 else scaled[0], matrix)
+    y, *others = F.linear(x, matrix).unflatten(-1, (len(coefficients), -1)).unbind(-2)
+    first, *rest = coefficients
+    y = y if first is None else y * first
+    for other, c in zip(others, rest, strict=True):
+        y = torch.addcmul(y, other, c)
+    return y
 
 
-def add_to(y: torch.Tensor, runs: list[slice], dim: int, change: torch.Tensor) -> None:
-    """Add to some runs of indices in place, the opposite of `gather`; runs may overlap."""
-    parts = [change] if len(runs) == 1 else change.chunk(len(runs), dim)
-    for run, part in zip(runs, parts, strict=True):
-        along(y, run, dim).add_(part)
+def routed_product(
+    x: torch.Tensor, change: Change, probs_XE: torch.Tensor, *, rows_in: bool
+) -> torch.Tensor:
+    """`x @ merged.T` for each position's own merge of a matrix (O, I), with `x` (X, I).
 
+    Or `x @ merged` for a matrix (I, O) with `rows_in`, where its rows are input features.
+    """
+    form = change.form
+    assert isinstance(form, Whole)
+    weight, shape = change.weight, change.weight.shape
+    sign = None if change.sign is None else change.sign.view(shape)
+    scaled_XE = change.scaled(probs_XE)
+    rows, rank, num_views = form.weights_JQE.shape
+    by_rank = form.rows == shape[0] and (rank < num_views - 1 or rows == 1)
+    left = None
+    if by_rank:
+        basis = form.basis_QL[:, None]
+        tables = form.weights_JQE.unbind(1)
+    else:
+        tables = torch.eye(num_views, device=x.device, dtype=change.dtype)[1:, None].unbind()
+        weights_VJQ = form.weights_JQE.permute(2, 0, 1)[1:]
+        if form.rows == shape[0]:
+            left, basis = weights_VJQ, form.basis_QL
+        else:
+            basis = (weights_VJQ @ form.basis_QL).view(-1, *shape)
+    coefficients = [weigh(scaled_XE, table).to(x.dtype) for table in tables]
+    wide = any(c.shape[-1] > 1 for c in coefficients)
+    num_inputs, num_outputs = shape if rows_in else reversed(shape)
+    side = "in" if (rows_in if wide else num_inputs <= num_outputs) else "out"
+    dim = 0 if rows_in == (side == "in") else 1
 
-def along(x: torch.Tensor, run: slice, dim: int) -> torch.Tensor:
-    return x[run] if dim == 0 else x[..., run]
+    def product(part: slice, with_weight: bool, *parts: torch.Tensor) -> torch.Tensor:
+        lefts = None if left is None else left[part]
+        bases = basis if left is not None else basis[part]
+        matrix = SideBySide.apply(weight, sign, lefts, bases, dim, with_weight).to(x.dtype)
+        ones = [None] if with_weight else []
+        return multiply(x, matrix.T if rows_in else matrix, [*ones, *parts], side)
 
-
-def scaled(x_XK: torch.Tensor, c_XJ: torch.Tensor) -> torch.Tensor:
-    """Each patch row's features times what it counts for."""
-    x_XJR = x_XK.unflatten(-1, (c_XJ.shape[-1], -1))
-    return (x_XJR * c_XJ[..., None]).flatten(-2)
+    if len(coefficients) <= SIDE_BY_SIDE:
+        return product(slice(None), True, *coefficients)
+    y = x @ (weight if rows_in else weight.T).to(x.dtype)
+    for start in range(0, len(coefficients), SIDE_BY_SIDE):
+        part = slice(start, start + SIDE_BY_SIDE)
+        y = y + checkpoint(product, part, False, *coefficients[part], use_reentrant=False)
+    return y

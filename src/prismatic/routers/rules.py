@@ -1,12 +1,12 @@
 """How one merge per position or per sequence reaches a wrapped module's parameters.
 
-A rule says what a class of module computes when its parameters are mixtures. While a module runs
-under `routed`, the `forward` of every submodule that owns parameters is replaced by its rule.
+A rule says what a class of module computes when its parameters are mixtures. When a module is
+wrapped, its submodules with a rule become `Ruled`: they compute what they always did, but while
+their router runs, by their rule.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from .mixtures import Mixture
-from .products import UnitProduct
 
 # Norms and projections of Hugging Face transformers, matched by name: the package is optional.
 BY_NAME = "Conv1D", "LlamaRMSNorm"
@@ -28,55 +27,30 @@ class Routed:
     """A parameter inside a rule: a mixture, the routing weights of this call and its input."""
 
     def __init__(
-        self,
-        parameter: torch.Tensor,
-        mixture: Mixture,
-        probs: torch.Tensor,
-        leading: int,
-        ndim: int,
+        self, shape: torch.Size, mixture: Mixture, *, probs: torch.Tensor, leading: int, ndim: int
     ) -> None:
-        self.parameter, self.mixture, self.probs = parameter, mixture, probs
+        self.shape, self.mixture, self.probs = shape, mixture, probs
         self.leading, self.ndim = leading, ndim
 
     def elementwise(self) -> torch.Tensor:
         """Merged values for a gain or a bias, ready to meet the input: (B, T or 1, ..., *shape)."""
-        return self.mixture.elementwise(self._spread(self.parameter.ndim))
+        return self.mixture.elementwise(self._spread(len(self.shape)))
 
-    def change(self) -> torch.Tensor:
-        """What routing adds to a gain or a bias: as `elementwise`, less the parameter itself."""
-        return self.mixture.change(self._spread(self.parameter.ndim))
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        """`x @ merged.T`: (B, T, I) -> (B, T, O) for a parameter of shape (O, I)."""
+        return self.mixture.linear(x, self._spread(1))
 
-    def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """`x @ merged.T + bias`: (B, T, I) -> (B, T, O) for a parameter of shape (O, I)."""
-        return self.mixture.linear(x, self._spread(1), bias)
-
-    def matmul(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        """`x @ merged`: (B, T, I) -> (B, T, O) for a parameter of shape (I, O).
-
-        Where the bare module's output `y` is given, what routing adds is added to it.
-        """
-        y = x @ self.parameter if y is None else y
-        return self.mixture.matmul(x, self._spread(1), y)
-
-    def times(
-        self, unit: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor
-    ) -> torch.Tensor:
-        """`y` plus what routing adds to a gain, times `unit(x)`, which is computed twice, not kept.
-
-        `y` is the bare norm's output and `unit` normalises without gains.
-        """
-        shape = self.parameter.shape or torch.Size([1])
-        gains_EP = self.mixture.differences()
-        probs_XE = self._spread(self.parameter.ndim).to(gains_EP.dtype)
-        return UnitProduct.apply(unit, shape, y, x, probs_XE, gains_EP)
+    def matmul(self, x: torch.Tensor) -> torch.Tensor:
+        """`x @ merged`: (B, T, I) -> (B, T, O) for a parameter of shape (I, O)."""
+        return self.mixture.matmul(x, self._spread(1))
 
     def _spread(self, trailing: int) -> torch.Tensor:
         """Routing weights that broadcast over all dimensions of the input but the last ones."""
         ones = self.ndim - trailing - self.leading
         if ones < 0:
             raise UnroutableError(
-                f"a parameter of shape {tuple(self.parameter.shape)} spans dimensions that have a "
-                "routing each"
+                f"a parameter of shape {tuple(self.shape)} spans dimensions that have a routing "
+                "each"
             )
         head = self.probs.shape[: self.leading]
         return self.probs.reshape(*head, *(1,) * ones, self.probs.shape[-1])
@@ -95,125 +69,139 @@ def register_rule(cls: type[nn.Module], fn: Rule) -> None:
     RULES[cls] = fn
 
 
-def rule_of(module: nn.Module) -> Rule | None:
-    cls = type(module)
-    return RULES.get(cls, RULES.get(cls.__name__) if cls.__name__ in BY_NAME else None)
-
-
-def bare(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What the module computes by itself. Rules add to it, so that no change is none, exactly."""
-    return type(module).forward(module, x)
-
-
 def plus_bias(y: torch.Tensor, params: Mapping[str, Routed]) -> torch.Tensor:
-    return y + params["bias"].change().to(y.dtype) if "bias" in params else y
+    return y + params["bias"].elementwise().to(y.dtype) if "bias" in params else y
 
 
 def linear(module: nn.Linear, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-    return plus_bias(params["weight"].linear(x, module.bias), params)
+    return plus_bias(params["weight"].linear(x), params)
 
 
 def conv1d(module: nn.Module, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-    return plus_bias(params["weight"].matmul(x, bare(module, x)), params)
+    return plus_bias(params["weight"].matmul(x), params)
 
 
-def normed(unit: Callable[[Any, torch.Tensor], torch.Tensor]) -> Rule:
-    """The rule of a norm, from its output without gains and biases: `unit(module, x)`."""
-
-    def rule(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
-        y = params["weight"].times(partial(unit, module), x, bare(module, x))
-        return plus_bias(y, params)
-
-    return rule
+def layer_norm(module: nn.LayerNorm, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
+    unit = F.layer_norm(x, module.normalized_shape, eps=module.eps)
+    return plus_bias(unit * params["weight"].elementwise(), params)
 
 
-def layer_unit(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    return F.layer_norm(x, module.normalized_shape, eps=module.eps)
+def rms_norm(module: nn.RMSNorm, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, module.normalized_shape, eps=module.eps) * params["weight"].elementwise()
 
 
-def rms_unit(module: nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
-    return F.rms_norm(x, module.normalized_shape, eps=module.eps)
-
-
-def llama_unit(module: Any, x: torch.Tensor) -> torch.Tensor:
+def llama_norm(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
     wide = x.float()
     unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + module.variance_epsilon)
-    return unit.to(x.dtype)
+    return params["weight"].elementwise() * unit.to(x.dtype)
 
 
 RULES |= {
     nn.Linear: linear,
-    nn.LayerNorm: normed(layer_unit),
-    nn.RMSNorm: normed(rms_unit),
+    nn.LayerNorm: layer_norm,
+    nn.RMSNorm: rms_norm,
     "Conv1D": conv1d,
-    "LlamaRMSNorm": normed(llama_unit),
+    "LlamaRMSNorm": llama_norm,
 }
 
 
-Owners = list[tuple[str, nn.Module]]
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as it was before it was wrapped."""
+    return type(module).bare if isinstance(module, Ruled) else type(module)
 
 
-def owners(expert: nn.Module) -> Owners:
+def rule_of(module: nn.Module) -> Rule | None:
+    """The rule of a module; None for one with a `forward` of its own, which no class describes."""
+    cls = class_of(module)
+    if "forward" in vars(module):
+        return None
+    return RULES.get(cls, RULES.get(cls.__name__) if cls.__name__ in BY_NAME else None)
+
+
+def owners(expert: nn.Module) -> list[tuple[str, nn.Module]]:
     """The submodules that own parameters, with their paths."""
     return [(path, m) for path, m in expert.named_modules() if list(m.parameters(recurse=False))]
 
 
-def linears(expert: nn.Module) -> Owners:
-    """Those of them that are linear maps."""
-    return [(path, m) for path, m in owners(expert) if type(m) is nn.Linear]
-
-
 def unruled(expert: nn.Module) -> str | None:
-    """The first submodule that owns parameters and has no rule, or None."""
+    """What is the matter with the first submodule that owns parameters and has no rule, or None."""
     for path, module in owners(expert):
         if rule_of(module) is None:
-            return f"{path or 'the module itself'} ({type(module).__name__})"
+            has = "a forward of its own" if "forward" in vars(module) else "parameters and no rule"
+            return f"{path or 'the module itself'} ({class_of(module).__name__}) has {has}"
     return None
 
 
-@contextmanager
-def routed(
-    bound: Owners,
-    mixtures: Mapping[nn.Parameter, Mixture],
-    probs: torch.Tensor,
-    leading: tuple[int, ...],
-) -> Iterator[None]:
-    """Run some modules with mixtures for parameters; `leading` are dimensions every input has.
+class Call:
+    """One forward of a wrapped module: its mixtures and routing weights.
 
-    Raises `UnroutableError` where an input lacks them, and where a submodule's parameters were
-    used in some other way than by calling it.
+    `leading` are dimensions that every submodule's input has.
     """
-    called: set[str] = set()
 
-    def bind(path: str, module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-        rule = rule_of(module)
+    def __init__(
+        self,
+        mixtures: Mapping[torch.Tensor, Mixture],
+        probs: torch.Tensor,
+        leading: tuple[int, ...],
+    ) -> None:
+        self.mixtures, self.probs, self.leading = mixtures, probs, leading
+        self.called: set[str] = set()
+
+    def run(self, path: str, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        rule, leading = rule_of(module), self.leading
         assert rule is not None
-        own = dict(module.named_parameters(recurse=False))
+        if x.ndim <= len(leading) or tuple(x.shape[: len(leading)]) != leading:
+            raise UnroutableError(
+                f"{path or 'the module'} ({class_of(module).__name__}) got an input of shape "
+                f"{tuple(x.shape)}, which does not begin with the dimensions {leading}"
+            )
+        self.called.add(path)
+        shared = {"probs": self.probs, "leading": len(leading), "ndim": x.ndim}
+        params = {
+            name: Routed(p.shape, self.mixtures[p], **shared)
+            for name, p in module.named_parameters(recurse=False)
+        }
+        return rule(module, params, x)
 
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            if x.ndim <= len(leading) or tuple(x.shape[: len(leading)]) != leading:
-                raise UnroutableError(
-                    f"{path or 'the module'} ({type(module).__name__}) got an input of shape "
-                    f"{tuple(x.shape)}, which does not begin with the dimensions {leading}"
-                )
-            called.add(path)
-            params = {
-                name: Routed(p, mixtures[p], probs, len(leading), x.ndim) for name, p in own.items()
-            }
-            return rule(module, params, x)
 
-        return forward
+class Switch:
+    """What a router shares with the submodules of what it wraps: the call under way, if any."""
 
-    before = {path: vars(module).get("forward") for path, module in bound}
-    try:
-        for path, module in bound:
-            vars(module)["forward"] = bind(path, module)
-        yield
-    finally:
-        for path, module in bound:
-            vars(module).pop("forward", None)
-            if before[path] is not None:
-                vars(module)["forward"] = before[path]
-    missed = [path for path, _ in bound if path not in called]
-    if missed:
-        raise UnroutableError(f"{missed[0]} was not called: its parameters are used in another way")
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths, self.call = paths, None  # type: tuple[Sequence[str], Call | None]
+
+
+class Ruled:
+    """Goes before a module's class: computes by the class's rule while the router calls."""
+
+    bare: type[nn.Module]
+    routing_switch: Switch
+    routing_path: str
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        call = self.routing_switch.call
+        if call is None:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        return call.run(self.routing_path, self, x)  # type: ignore[arg-type]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return blank, (self.bare,), self.__getstate__()  # type: ignore[attr-defined]
+
+
+@lru_cache
+def ruled(cls: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Ruled{cls.__name__}", (Ruled, cls), {"bare": cls})
+
+
+def blank(cls: type[nn.Module]) -> nn.Module:
+    """A module without its state, as copying and pickling want it."""
+    return object.__new__(ruled(cls))
+
+
+def rule(expert: nn.Module) -> Switch:
+    """Let the submodules that own parameters compute by their rules; all of them have one."""
+    switch = Switch([path for path, _ in owners(expert)])
+    for path, module in owners(expert):
+        module.__class__ = ruled(class_of(module))
+        module.routing_switch, module.routing_path = switch, path  # type: ignore[assignment]
+    return switch

@@ -1,13 +1,66 @@
-"""SMEAR: soft merging of N separate experts (arXiv 2306.03745)."""
+"""Routers without views of one base: separate experts, and none at all."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
 
-from .base import Router
+from prismatic.errors import require
+
+from .base import Router, Routing
 from .gate import Gate, is_causal, seeded
-from .mixtures import ExpertMixture
+from .mixtures import ExpertMixture, Mixture
+
+
+class ExpertSource:
+    """The wrapped module and others like it, with parameters of their own."""
+
+    def __init__(self, others: nn.ModuleList) -> None:
+        self.others = others
+
+    @property
+    def inert(self) -> bool:
+        return len(self.others) == 0
+
+    def mixtures(
+        self, expert: nn.Module, x: torch.Tensor, selected: Any
+    ) -> dict[torch.Tensor, Mixture]:
+        return {
+            parameter: ExpertMixture([parameter, *(o.get_parameter(name) for o in self.others)])
+            for name, parameter in expert.named_parameters()
+        }
+
+
+class SmearRouter(Router):
+    """SMEAR: soft merging of N separate experts by the routing weights (arXiv 2306.03745).
+
+    Expert 0 is the module that is passed in; the others are copies, re-initialised from a
+    generator keyed by `name` and `seed`. Options as for `PrismaticRouter`.
+    """
+
+    def __init__(
+        self,
+        expert: nn.Module,
+        hidden_size: int,
+        num_experts: int = 4,
+        level: str = "token",
+        pool: str = "causal_mean",
+        *,
+        name: str = "",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        generator = seeded("gate", name, seed)
+        gate = Gate(hidden_size, num_experts, level, pool=pool, generator=generator)
+        generator = seeded("experts", name, seed)
+        copies = [reinitialise(copy.deepcopy(expert), generator) for _ in range(num_experts - 1)]
+        others = nn.ModuleList(copies)
+        super().__init__(
+            expert, gate, ExpertSource(others), num_experts=num_experts, level=level,
+            causal=is_causal(level, pool), name=name, seed=seed, **options,
+        )  # fmt: skip
+        self.others = others
 
 
 def reinitialise(module: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -23,37 +76,18 @@ def reinitialise(module: nn.Module, generator: torch.Generator) -> nn.Module:
     return module
 
 
-class SmearRouter(Router):
-    """N expert modules with parameters of their own, merged softly by the routing weights.
-
-    Expert 0 is the module that is passed in; the others are copies, re-initialised from a
-    generator keyed by `name` and `seed`. Options as for `PrismaticRouter`.
-    """
+class DenseRouter(Router):
+    """The bare module under a router's interface: one view, and nothing to train beside it."""
 
     def __init__(
-        self,
-        expert: nn.Module,
-        hidden_size: int,
-        num_experts: int = 4,
-        level: str = "token",
-        pool: str = "causal_mean",
-        temperature: float = 1.0,
-        expert_dropout: float = 0.0,
-        balance_loss: float = 0.0,
-        z_loss: float = 0.0,
-        allow_leak: bool = False,
-        name: str = "",
-        seed: int = 0,
+        self, expert: nn.Module, hidden_size: int, num_experts: int = 1, name: str = ""
     ) -> None:
-        gate = Gate(hidden_size, num_experts, level, pool, seeded("gate", name, seed))
+        wanted = "router=dense has one view: add router.num_experts=1"
+        require(num_experts == 1, "router.num_experts", num_experts, wanted)
         super().__init__(
-            expert, gate, num_experts, level, is_causal(level, pool), temperature, expert_dropout,
-            balance_loss, z_loss, allow_leak, name, seed,
+            expert, nn.Identity(), ExpertSource(nn.ModuleList()),
+            num_experts=1, level="batch", causal=True, name=name,
         )  # fmt: skip
-        generator = seeded("experts", name, seed)
-        copies = [reinitialise(copy.deepcopy(expert), generator) for _ in range(num_experts - 1)]
-        self.others = nn.ModuleList(copies)
 
-    def mixture(self, name: str, parameter: nn.Parameter) -> ExpertMixture:
-        others = [other.get_parameter(name) for other in self.others]
-        return ExpertMixture([parameter, *others])
+    def route(self, x_BTD: torch.Tensor, gate: nn.Module | None = None) -> Routing:
+        return Routing(x_BTD.new_zeros(1, 1, 1), x_BTD.new_ones(1, 1, 1))

@@ -27,7 +27,7 @@ from prismatic.experiment import build_model
 from prismatic.measures.held_out import measure_pairs
 from prismatic.models import Transformer
 from prismatic.routers import DenseRouter
-from prismatic.routers.levels import vmap_friendly
+from prismatic.routers import vmap_friendly
 from prismatic.stats import loss_ladder
 from prismatic.training import Optimization, cross_entropy
 from prismatic.training.optim import clip_apart, split_parameters
