@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -51,10 +50,10 @@ class Parts:
 
 def build_model(config: DictConfig, vocab_size: int, seq_len: int) -> Transformer:
     """The model alone, initialised from the global random state."""
-    taken = signature(get_class(config.router._target_)).parameters
+    taken = get_class(config.router._target_).option_names()
     for key in config.router:
         if not str(key).startswith("_"):
-            one_of("router key", str(key), tuple(taken))
+            one_of("router key", str(key), taken)
     router = instantiate(config.router)
     return instantiate(config.model, vocab_size=vocab_size, seq_len=seq_len, router=router)
 

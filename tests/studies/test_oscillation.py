@@ -101,9 +101,7 @@ def test_mean_routing_costs_what_the_same_model_with_that_routing_loses(temperat
         means.append(torch.stack([one.probs for one in made.routing[k::2]]).mean(0))
     for t in range(8):
         router = made.routers[t % 2]
-        named = router.expert.named_parameters()
-        mixtures = {p: router.mixture(name, p) for name, p in named}
-        x_BTD = router._run(router.expert, mixtures, means[t % 2], (x_BTD, made.positions), {})
+        x_BTD = router.run(means[t % 2], x_BTD, made.positions)
     logits_BTV = F.linear(made.norm(x_BTD), made.embedding.weight)
     expected = F.cross_entropy(logits_BTV.transpose(1, 2), tokens_BT) - own
     assert found == pytest.approx(expected.item(), abs=1e-5) and abs(found) > 1e-4

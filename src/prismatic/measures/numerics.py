@@ -65,13 +65,6 @@ def measure_attention(model: Transformer, tokens_BT: torch.Tensor) -> dict[str, 
     return {name: torch.stack([pass_[name] for pass_ in found]) for name in (found or [{}])[0]}
 
 
-class WholeTensor:
-    """All positions of a tensor, as a region of it."""
-
-    def of(self, x_P: torch.Tensor) -> torch.Tensor:
-        return x_P
-
-
 def gradient_norms(model: Transformer) -> tuple[torch.Tensor, torch.Tensor]:
     """Norms of the wrapped weights' gradients: by tier (K,) as in TIERS, and by block (B,).
 
@@ -84,11 +77,9 @@ def gradient_norms(model: Transformer) -> tuple[torch.Tensor, torch.Tensor]:
             if share.grad is not None:
                 weight, grad = full_tensor(share), full_tensor(share.grad)
                 energy_P = grad.detach().flatten().float().square()
-                selection = select(weight, SELECTED)
-                signed_P = selection.signed(energy_P, weight.detach().flatten(), WholeTensor())
-                top, bottom = signed_P.clamp(min=0).sum(), -signed_P.clamp(max=0).sum()
-                middle = (energy_P.sum() - top - bottom).clamp(min=0)
-                energy_K += torch.stack([top, middle, bottom]).double().cpu()
+                (role_P,) = select([weight], [SELECTED.counts(weight.numel())])
+                tiers = [energy_P[role_P == role].sum() for role in (1, 0, -1)]
+                energy_K += torch.stack(tiers).double().cpu()
         blocks.append(energy_K)
     energy_BK = torch.stack(blocks)
     return energy_BK.sum(0).sqrt(), energy_BK.sum(1).sqrt()

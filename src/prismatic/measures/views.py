@@ -44,7 +44,7 @@ def changes(model: Transformer) -> Iterator[Change]:
         if isinstance(router, PrismaticRouter) and router.num_experts > 1:
             for name, share in router.expert.named_parameters():
                 parameter = full_tensor(share)
-                f_EP = router.change(name, parameter).dense(parameter.numel())
+                f_EP = router.factors(name, parameter)
                 path = f"{router.name}.{name}"
                 yield Change(router, path, parameter.detach().double().cpu(), f_EP.double().cpu())
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from prismatic.errors import one_of, require
-from prismatic.routers import DenseRouter, Router, Routing
+from prismatic.routers import DenseRouter, Router, Routing, select_together
 
 from .attention import ATTENTIONS, Attention
 from .init import INITS
@@ -109,8 +109,9 @@ class Transformer(nn.Module):
         require(num_tokens <= most, "number of tokens", num_tokens, f"at most seq_len={most}")
         x_BTD = self.positions.embed(self.embedding(tokens_BT))
         self.routing = []
-        for router in self.passes():
-            x_BTD = router(x_BTD, self.positions)
+        selected = select_together(self.routers, x_BTD)
+        for t, router in enumerate(self.passes()):
+            x_BTD = router(x_BTD, self.positions, selected=selected[t % len(selected)])
             if router.record is not None:
                 self.routing.append(router.record)
         return F.linear(self.norm(x_BTD), self.embedding.weight)

@@ -93,15 +93,15 @@ class Router(nn.Module):
         self._switch = None if lacking or level == "batch" else rule(expert)
 
     @classmethod
-    def option_names(cls) -> set[str]:
-        """The names of all options of this class of routers."""
-        return {
-            name
-            for base in cls.__mro__
-            if issubclass(base, Router)
-            for name, parameter in inspect.signature(base.__init__).parameters.items()
-            if parameter.kind != parameter.VAR_KEYWORD and name != "self"
-        }
+    def option_names(cls) -> tuple[str, ...]:
+        """The names of what this class of routers takes, those it hands on included."""
+        names: list[str] = []
+        for base in cls.__mro__:
+            parameters = inspect.signature(base.__init__).parameters.values()
+            names += [p.name for p in parameters if p.kind != p.VAR_KEYWORD]
+            if all(p.kind != p.VAR_KEYWORD for p in parameters):
+                break
+        return tuple(dict.fromkeys(n for n in names if n not in ("self", "source", "causal")))
 
     @property
     def inert(self) -> bool:
