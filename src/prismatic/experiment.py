@@ -50,7 +50,7 @@ class Parts:
 
 def build_model(config: DictConfig, vocab_size: int, seq_len: int) -> Transformer:
     """The model alone, initialised from the global random state."""
-    taken = get_class(config.router._target_).option_names()
+    taken = get_class(config.router._target_).option_names()  # type: ignore[attr-defined]
     for key in config.router:
         if not str(key).startswith("_"):
             one_of("router key", str(key), taken)

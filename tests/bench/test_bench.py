@@ -24,7 +24,7 @@ MODEL += ["bench.num_heads=2", "bench.batch=2", "bench.seq_len=8", "bench.patter
 
 
 @pytest.mark.parametrize("overrides", [STEP, MODEL], ids=["step", "model"])
-def test_a_bench_prints_a_table_and_keeps_its_figures(overrides, tmp_path, capsys):
+def test_a_bench_prints_a_table_and_keeps_its_figures(overrides, tmp_path, capfd):
     config = composed(*overrides, f"output={tmp_path}", config_name="bench")
     bench.main(config)
     (path,) = tmp_path.glob("*.json")
@@ -34,7 +34,10 @@ def test_a_bench_prints_a_table_and_keeps_its_figures(overrides, tmp_path, capsy
     explained = [case for case in cases if "spent" in case]
     assert len(explained) == (len(cases) - 2 - 1 if "bench=step" in overrides else 0)
     assert all(case["least"] >= 1 and case["spent"]["selection"] > 0 for case in explained)
-    printed = capsys.readouterr().out
+    if explained:
+        assert all(case["syncs"] == case["graph_breaks"] == 0 for case in explained)
+    printed = capfd.readouterr().out
+    assert len(printed.splitlines()) == 2 + len(cases) + 1  # results only, and where they lie
     assert all(case["case"] in printed for case in cases)
 
 

@@ -4,13 +4,12 @@ import importlib
 
 import pytest
 import torch
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismatic.bench.counting import counting
-from prismatic.perturb import Perturbation, new_hint, role, select
-from prismatic.perturb.select import bisect, bits, place, tiers, zeros_last
+from prismatic.perturb import Perturbation, role, select
+from prismatic.perturb.select import bisect, place, tiers, zeros_last
 
 from .problems import perturbations
 
@@ -37,17 +36,13 @@ WEIGHTS = {
 }
 
 
-def roles(weights, perturbation, on_device, **options):
+def roles(weights, perturbation, on_device):
     """The roles of some tensors, by the implementation for a device or for the CPU."""
     counts = [perturbation.counts(len(weight)) for weight in weights]
     if not on_device:
-        return select(weights, counts, **options)
-    values_S2, cuts_S2 = bisect(weights, counts)
-    found = []
-    for s, weight in enumerate(weights):
-        places_P = torch.arange(len(weight))
-        found.append(tiers(bits(weight), places_P, values_S2[s], cuts_S2[s]))
-    return found
+        return select(weights, counts)
+    value_S2, cut_S2 = bisect(weights, tuple(counts))
+    return [tiers(w, 0, len(w), value_S2[s], cut_S2[s]) for s, w in enumerate(weights)]
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -80,45 +75,36 @@ def test_ties_and_zeros_go_as_role_says(values, perturbation, on_device):
         assert torch.equal(got, role(weight, perturbation))
 
 
-REWRITES = {
-    "the same": lambda w: w,
-    "a step": lambda w: w + 1e-4 * torch.randn_like(w),
-    "ten times": lambda w: 10 * w,
-    "a thousandth": lambda w: w / 1000,
-    "shuffled": lambda w: w[torch.randperm(len(w))],
+LARGE = {
+    "normal": lambda w: w,
     "half zeros": lambda w: torch.where(torch.rand_like(w) < 0.5, 0.0, w),
     "one zero": lambda w: w.index_fill(0, torch.tensor([7]), 0.0),
     "rounded": lambda w: (64 * w).round() / 64,
     "constant": torch.ones_like,
     "all zero": torch.zeros_like,
-    "lower half moved": lambda w: torch.where(w.abs() < 0.5, w / 2, w),
+    "an unfair sample": lambda w: w.index_copy(0, torch.arange(0, len(w), 61), 9 + w[::61].abs()),
+    "sorted": lambda w: w.sort().values,
 }
 
 
 @pytest.mark.parametrize("strategy", ["dual_sided", "top_only", "bottom_only"])
-@pytest.mark.parametrize("rewrite", REWRITES)
-def test_hints_change_nothing(rewrite: str, strategy: str) -> None:
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_sample_changes_nothing(kind, strategy):
     torch.manual_seed(0)
-    weight, perturbation = torch.randn(200_000), Perturbation(strategy=strategy)
-    hints = [new_hint()]
-    for _ in range(3):  # the second finds edges by the hints of the first
-        roles([weight], perturbation, False, hints=hints)
-        weight = weight + 1e-5 * torch.randn_like(weight)
-    weight = REWRITES[rewrite](weight)
-    for _ in range(2):
-        (got,) = roles([weight], perturbation, False, hints=hints)
+    weight = LARGE[kind](torch.randn(200_000))
+    for sparsity in (1e-5, 0.1, 1.0):
+        perturbation = Perturbation(strategy=strategy, sparsity=sparsity)
+        (got,) = roles([weight], perturbation, False)
         assert torch.equal(got, role(weight, perturbation))
 
 
-def test_a_hint_saves_the_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sparsity", [1e-4, 0.01, 0.1, 0.5])
+def test_a_sample_saves_the_partition(monkeypatch, sparsity):
     torch.manual_seed(0)
-    weight, perturbation, hints = torch.randn(200_000), Perturbation(), [new_hint()]
-    roles([weight], perturbation, False, hints=hints)
     module = importlib.import_module("prismatic.perturb.select")
     monkeypatch.setattr(module, "partition", lambda *_: pytest.fail("partitioned"))
-    for _ in range(5):
-        weight = weight + 1e-5 * torch.randn_like(weight)
-        roles([weight], perturbation, False, hints=hints)
+    for strategy in ("dual_sided", "top_only", "bottom_only"):
+        roles([torch.randn(300_000)], Perturbation(strategy=strategy, sparsity=sparsity), False)
 
 
 @pytest.mark.parametrize("run", [(0, 10), (100_000, 180_000), (131_071, 131_073), (7, 7)])
@@ -153,7 +139,7 @@ def test_zeros_are_drawn_last(find, zeros):
 
 def test_bisection_never_waits_for_its_device() -> None:
     weights = [torch.randn(3000), torch.ones(50)]
-    bisect(weights, [(10, 20), (3, 4)])  # what depends on sizes alone is kept
+    bisect(weights, ((10, 20), (3, 4)))  # what depends on sizes alone is kept
     with counting() as counted:
-        bisect(weights, [(10, 20), (3, 4)])
+        bisect(weights, ((10, 20), (3, 4)))
     assert counted.syncs == {}

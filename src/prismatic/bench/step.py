@@ -8,7 +8,8 @@ derives from them is part of the timed step.
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import truediv
@@ -23,12 +24,13 @@ from prismatic.models import Attention, Block, PreNorm
 from prismatic.models.parts import GeluMLP, RotaryPositions
 from prismatic.perturb import Focal, Perturbation, change
 from prismatic.routers import PrismaticRouter, SmearRouter
-from prismatic.routers.lenses import LensMixture
 
-from .breakdown import PLAIN, ROUTED, copy_rate, least, seconds_by, spent
+from .breakdown import copy_rate, least, spent
+from .counting import Counts, counting
 
 MIB = 2**20
 WARM_UP = 3  # rounds
+Inputs = tuple[torch.Tensor, nn.Module]
 PATTERNS = {
     "default": Focal(),
     "none": Focal("none"),
@@ -64,7 +66,7 @@ class Sizes:
         mlp = PreNorm(nn.LayerNorm(self.dim), GeluMLP(self.dim, self.hidden, False))
         return Block(attention, mlp).to(self.device, getattr(torch, self.dtype))
 
-    def inputs(self) -> tuple[torch.Tensor, nn.Module]:
+    def inputs(self) -> Inputs:
         x_BTD = torch.randn(self.batch, self.seq_len, self.dim)
         x_BTD = x_BTD.to(self.device, getattr(torch, self.dtype)).requires_grad_()
         return x_BTD, RotaryPositions(self.seq_len, self.dim, self.num_heads).to(self.device)
@@ -122,7 +124,7 @@ def nudge(module: nn.Module, round_: int) -> None:
             parameter.add_(noise, alpha=1e-4)
 
 
-def step(module: nn.Module, inputs: tuple[torch.Tensor, nn.Module]) -> None:
+def step(module: nn.Module, inputs: Inputs) -> None:
     """One forward and backward; gradients are new each time."""
     module.zero_grad(set_to_none=True)
     inputs[0].grad = None
@@ -143,7 +145,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def peak_bytes(module: nn.Module, inputs: tuple[torch.Tensor, nn.Module], device: str) -> int:
+def peak_bytes(module: nn.Module, inputs: Inputs, device: str) -> int:
     """The most that a step holds at once: its parameters and all that it allocates."""
     module.zero_grad(set_to_none=True)
     inputs[0].grad = None
@@ -174,11 +176,14 @@ def matrix_rate(device: str, dtype: str, size: int = 2048) -> float:
     return 2 * size**3 / min(seconds(lambda: x @ x, device) for _ in range(8))
 
 
-def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> dict[str, Any]:
+def run(
+    names: Sequence[str], sizes: Sizes, *, rounds: int = 10, compiled: bool = False, seed: int = 0
+) -> dict[str, Any]:
     """Time the cases in interleaved rounds; the first of `names` must be `plain`.
 
     Returns the machine's figures and, per case, the median ratio to plain, the quartiles, the
-    seconds and the peak bytes of a step; of routed cases on the CPU also where the time goes.
+    seconds and the peak bytes of a step, what it asks of a device, and the ratio when both are
+    `compiled`; of routed cases also where the time goes.
     """
     assert names[0] == "plain"
     torch.manual_seed(seed)
@@ -188,80 +193,97 @@ def run(names: Sequence[str], sizes: Sizes, rounds: int = 10, seed: int = 0) -> 
         for name in names
     }
     inputs = sizes.inputs()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(WARM_UP + rounds):
-        for name, module in modules.items():
-            nudge(module, round_)
-            times[name].append(seconds(lambda m=module: step(m, inputs), sizes.device))  # type: ignore
-    rows: list[dict[str, Any]] = []
-    for name, module in modules.items():
-        mine, plain = times[name][WARM_UP:], times["plain"][WARM_UP:]
-        low, middle, high = statistics.quantiles(map(truediv, mine, plain), n=4)
-        rows.append({
-            "case": name, "ratio": middle, "low": low, "high": high,
-            "seconds": statistics.median(mine), "bytes": peak_bytes(module, inputs, sizes.device),
-        })  # fmt: skip
-    for row in rows:
-        row["memory"] = row["bytes"] / rows[0]["bytes"]
+    rows = timed(modules, inputs, sizes.device, rounds)
     machine: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if sizes.device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads(),
         "matrix_rate": matrix_rate(sizes.device, sizes.dtype),
         "copy_rate": copy_rate(partial(seconds, device=sizes.device), sizes.device),
     }
-    plain_share = sizes.flops / rows[0]["seconds"] / machine["matrix_rate"]
+    plain = rows[0]["seconds"]
+    rate = 6 * sizes.linear / plain  # of the plain block's own products, which are most of it
+    for row in rows:
+        module = modules[row["case"]]
+        row["bytes"] = peak_bytes(module, inputs, sizes.device)
+        row["memory"] = row["bytes"] / rows[0]["bytes"]
+        counts = asked(module, inputs)
+        row["ops"], row["syncs"] = counts.ops.total(), counts.syncs.total()
+        row["graph_breaks"] = graph_breaks(module, inputs)
+        if explicable(module):
+            clock = partial(seconds, device=sizes.device)
+            row["spent"] = spent(module, clock, inputs[0], row["seconds"] - plain)
+            num_bytes, multiplied = least(module, inputs[0])
+            row["least"] = 1 + (num_bytes / machine["copy_rate"] + 2 * multiplied / rate) / plain
+    if compiled:
+        whole = {name: torch.compile(m) for name, m in modules.items()}
+        for row, again in zip(rows, timed(whole, inputs, sizes.device, rounds), strict=True):
+            row["compiled"] = again["ratio"]
+    plain_share = sizes.flops / plain / machine["matrix_rate"]
     result = {"rounds": rounds, "sizes": vars(sizes), "plain_share": plain_share, "cases": rows}
-    if sizes.device == "cpu":
-        explain(rows, modules, inputs, sizes, machine["copy_rate"])
     return machine | result
 
 
-def explicable(router: nn.Module) -> TypeGuard[PrismaticRouter]:
-    """Whether the breakdown knows a case's operations: those of views that are lenses."""
-    if not isinstance(router, PrismaticRouter) or isinstance(router, NaiveRouter):
-        return False
-    named = router.expert.named_parameters()
-    return all(isinstance(router.mixture(*pair), LensMixture) for pair in named)
+def timed(
+    modules: Mapping[str, Any], inputs: Inputs, device: str, rounds: int
+) -> list[dict[str, Any]]:
+    """Per case its median ratio to the first one, the quartiles, and the median seconds."""
+    times: dict[str, list[float]] = {name: [] for name in modules}
+    for round_ in range(WARM_UP + rounds):
+        for name, module in modules.items():
+            nudge(module, round_)
+            times[name].append(seconds(partial(step, module, inputs), device))
+    first, rows = next(iter(times.values()))[WARM_UP:], []
+    for name, taken in times.items():
+        mine = taken[WARM_UP:]
+        low, middle, high = statistics.quantiles(map(truediv, mine, first), n=4)
+        spent = statistics.median(mine)
+        rows.append({"case": name, "ratio": middle, "low": low, "high": high, "seconds": spent})
+    return rows
 
 
-def explain(
-    rows: list[dict[str, Any]], modules: dict[str, nn.Module],
-    inputs: tuple[torch.Tensor, nn.Module], sizes: Sizes, copied: float,
-) -> None:  # fmt: skip
-    """Add to each routed case what its extra time goes to, and the least ratio possible."""
-    clock = partial(seconds, device=sizes.device)
-    plain = rows[0]["seconds"]
-    products = seconds_by(PLAIN, lambda: step(modules["plain"], inputs))["products"]
-    rate = 3 * sizes.linear / products
-    for row in rows:
-        router = modules[row["case"]]
-        if not explicable(router):
-            continue
-        work = partial(step, router, inputs)
-        row["spent"] = spent(router, work, clock, inputs[0], products)
-        num_bytes, multiplied = least(router, inputs[0])
-        row["least"] = 1 + (num_bytes / copied + multiplied / rate) / plain
+def asked(module: nn.Module, inputs: Inputs) -> Counts:
+    """What a step asks of the device: a warm one, whose constants are there."""
+    step(module, inputs)
+    with counting() as counts:
+        step(module, inputs)
+    return counts
+
+
+def graph_breaks(module: nn.Module, inputs: Inputs) -> int:
+    """How often a compiler must give up on a forward and begin anew."""
+    torch._dynamo.reset()
+    with warnings.catch_warnings(), torch._dynamo.config.patch(verbose=False):
+        warnings.simplefilter("ignore")
+        return torch._dynamo.explain(module)(*inputs).graph_break_count
+
+
+def explicable(module: nn.Module) -> TypeGuard[PrismaticRouter]:
+    """Whether the breakdown knows what a case does."""
+    return isinstance(module, PrismaticRouter) and not isinstance(module, NaiveRouter)
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for reading; what the extra milliseconds go to, and the least ratio possible."""
-    kinds = [*ROUTED, "gate"]
+    kinds = ["selection", "gate", "rest"]
     lines = [
         f"{result['device']}, {result['threads']} threads, {result['rounds']} rounds; matrices "
         f"{result['matrix_rate'] / 1e9:.0f} GFLOP/s, plain reaches {result['plain_share']:.0%}; "
         f"copies {result['copy_rate'] / 1e9:.0f} GB/s",
-        f"{'case':26} {'ratio':>6}  {'quartiles':>13} {'ms':>7} {'MiB':>7} {'memory':>7} "
+        f"{'case':26} {'ratio':>6}  {'quartiles':>13} {'compiled':>8} {'ms':>7} {'memory':>7} "
+        f"{'ops':>5} {'syncs':>5} {'breaks':>6} "
         + " ".join(f"{kind:>9}" for kind in kinds) + f" {'least':>6}",
     ]  # fmt: skip
     for row in result["cases"]:
         spread = f"{row['low']:.3f}-{row['high']:.3f}"
+        compiled = f"{row['compiled']:.3f}" if "compiled" in row else "-"
         where = ""
         if "spent" in row:
             where = " ".join(f"{1000 * row['spent'][kind]:9.1f}" for kind in kinds)
             where += f" {row['least']:6.3f}"
         lines.append(
-            f"{row['case']:26} {row['ratio']:6.3f}  {spread:>13} {1000 * row['seconds']:7.1f} "
-            f"{row['bytes'] / MIB:7.1f} {row['memory']:7.3f} {where}"
+            f"{row['case']:26} {row['ratio']:6.3f}  {spread:>13} {compiled:>8} "
+            f"{1000 * row['seconds']:7.1f} {row['memory']:7.3f} {row['ops']:5} {row['syncs']:5} "
+            f"{row['graph_breaks']:6} {where}"
         )
     return "\n".join(lines)
 
@@ -271,10 +293,12 @@ def bench(
     levels: Sequence[str],
     experts: Sequence[int],
     references: Sequence[str] = (),
+    *,
     rounds: int = 10,
+    compiled: bool = False,
     **sizes: Any,
 ) -> tuple[dict[str, Any], str]:
     """Run the cases of a configuration; its other keys are those of `Sizes`."""
     names = [*case_names(patterns, levels, experts), *references]
-    result = run(names, Sizes(**sizes), rounds)
+    result = run(names, Sizes(**sizes), rounds=rounds, compiled=compiled)
     return result, table(result)

@@ -16,35 +16,12 @@ from .options import (
     register_pattern,
     register_strategy,
 )
-from .select import new_hint, select
+from .select import select
 from .views import Change, Narrow, Views, Whole, changes_of, merge, project, signed, weigh
 
 __all__ = [
-    "ALIASES",
-    "MODES",
-    "PATTERNS",
-    "PHASES",
-    "PROFILES",
-    "SEEDINGS",
-    "STRATEGIES",
-    "UNITS",
-    "Change",
-    "Focal",
-    "Narrow",
-    "Perturbation",
-    "Views",
-    "Whole",
-    "change",
-    "changes_of",
-    "merge",
-    "modulation",
-    "new_hint",
-    "project",
-    "register_mode",
-    "register_pattern",
-    "register_strategy",
-    "role",
-    "select",
-    "signed",
-    "weigh",
-]
+    "ALIASES", "MODES", "PATTERNS", "PHASES", "PROFILES", "SEEDINGS", "STRATEGIES", "UNITS",
+    "Change", "Focal", "Narrow", "Perturbation", "Views", "Whole", "change", "changes_of", "merge",
+    "modulation", "project", "register_mode", "register_pattern", "register_strategy", "role",
+    "select", "signed", "weigh",
+]  # fmt: skip

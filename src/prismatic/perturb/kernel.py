@@ -67,9 +67,9 @@ def role(
     weight_P = weight.detach().flatten()
     if hasattr(perturbation, "role"):  # an object of the user's own
         return perturbation.role(weight_P, name, view).view(weight.shape)
-    own = STRATEGIES[perturbation.strategy].role
-    if own is not None:
-        return own(weight_P, perturbation, name, view).view(weight.shape)
+    strategy = STRATEGIES[perturbation.strategy]
+    if callable(strategy):
+        return strategy(weight_P, perturbation, name, view).view(weight.shape)
     num_top, num_bottom = perturbation.counts(weight.numel())
     magnitude_P = weight_P.abs()
     candidate_P = magnitude_P > 0
@@ -104,10 +104,10 @@ def unit_change(
     if hasattr(perturbation, "unit_change"):  # an object of the user's own
         return perturbation.unit_change(weight_P, role_P)
     mode = MODES[perturbation.mode]
-    if mode.unit_change is not None:
-        return mode.unit_change(weight_P, role_P)
-    if mode.direction is not None:
-        return role_P.double() * mode.direction
+    if callable(mode):
+        return mode(weight_P, role_P)
+    if mode is not None:
+        return role_P.double() * mode
     xi_P = draw_noise(perturbation, name, view, len(weight_P)).to(weight_P.device)
     return weight_P.sign().double() * xi_P * role_P.abs()
 
@@ -115,8 +115,7 @@ def unit_change(
 def require_reachable(scale: float, perturbation: Perturbation) -> None:
     """Refuse a solved scale beyond `strength_max_scale`.
 
-    A lens that touches next to nothing reaches a strength only with absurd factors, and compares
-    nothing.
+    A lens that touches next to nothing reaches a strength only with absurd factors.
     """
     require(
         scale <= perturbation.strength_max_scale,

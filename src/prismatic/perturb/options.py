@@ -1,7 +1,6 @@
 """What a perturbation and its focal pattern are: frozen options that refuse nonsense.
 
-A mode, a strategy or a pattern of one's own gets a name with `register_mode`, `register_strategy`
-and `register_pattern`; README.md beside this file shows how.
+README.md beside this file shows how a mode, a strategy or a pattern of one's own gets a name.
 
 Shapes: P positions of a tensor, row-major.
 """
@@ -10,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,64 +24,44 @@ PROFILES = ("exponential", "gaussian")
 # A lens a hundred tensors wide is flat; a larger fraction is a length left in weights.
 WIDEST_FRACTION = 100.0
 
+UnitChange = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Role = Callable[..., torch.Tensor]
+Pattern = Callable[[torch.Tensor, int, Any, int, Any], torch.Tensor]
 
-class Mode(NamedTuple):
-    """How a selected weight changes.
-
-    `direction` times the role is the relative change at scale 1. Where there is no such number,
-    `unit_change(weight_P, role_P)` returns it in full, float64; a mode with neither draws noise.
-    """
-
-    direction: float | None = None
-    unit_change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-
-
-class Strategy(NamedTuple):
-    """Which weights are selected.
-
-    `top` and `bottom` are the tiers' shares of `sparsity`, by magnitude. A `drawn` strategy first
-    draws as many weights as both tiers hold. Or `role(weight_P, perturbation, name, view)` returns
-    +1, -1 and 0 for every weight, int8.
-    """
-
-    top: float = 0.0
-    bottom: float = 0.0
-    drawn: bool = False
-    role: Callable[..., torch.Tensor] | None = None
-
-
-MODES = {"attractive": Mode(-1.0), "repulsive": Mode(1.0), "noise": Mode()}
-STRATEGIES = {
-    "dual_sided": Strategy(0.5, 0.5),
-    "top_only": Strategy(top=1.0),
-    "bottom_only": Strategy(bottom=1.0),
-    "random": Strategy(0.5, 0.5, drawn=True),
+# A mode is the direction in which the role moves a weight; or a function that says more.
+MODES: dict[str, float | UnitChange | None] = {"attractive": -1.0, "repulsive": 1.0, "noise": None}
+# A strategy is the tiers' shares of `sparsity`, top and bottom; or a function.
+STRATEGIES: dict[str, tuple[float, float] | Role] = {
+    "dual_sided": (0.5, 0.5),
+    "top_only": (1.0, 0.0),
+    "bottom_only": (0.0, 1.0),
+    "random": (0.5, 0.5),
 }
 
 
-def register_mode(
-    name: str,
-    unit_change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    *,
-    direction: float | None = None,
-) -> None:
-    """Add a mode: by a `direction`, which is as fast as ours, or by `unit_change` (see `Mode`)."""
-    if (direction is None) == (unit_change is None):
-        raise ValueError(f"mode {name}: give either unit_change or direction")
-    MODES[name] = Mode(direction, unit_change)
+def register_mode(name: str, mode: float | UnitChange) -> None:
+    """Add a mode: a direction, which is as fast as ours, or the relative change at scale 1.
+
+    That is a function of a tensor's weights and roles, both (P,): (P,) float64.
+    """
+    MODES[name] = mode
 
 
-def register_strategy(
-    name: str,
-    role: Callable[..., torch.Tensor] | None = None,
-    *,
-    top: float = 0.0,
-    bottom: float = 0.0,
-) -> None:
-    """Add a strategy: by its tiers' shares, which is as fast as ours, or by `role` (`Strategy`)."""
-    if (role is None) == (top == bottom == 0):
-        raise ValueError(f"strategy {name}: give either role or the shares top and bottom")
-    STRATEGIES[name] = Strategy(top, bottom, role=role)
+def register_strategy(name: str, strategy: tuple[float, float] | Role) -> None:
+    """Add a strategy: shares of the top and bottom tier, as fast as ours, or the roles themselves.
+
+    They are `strategy(weight_P, perturbation, name, view)`: +1, -1 and 0, (P,) int8.
+    """
+    STRATEGIES[name] = strategy
+
+
+def register_pattern(name: str, pattern: Pattern) -> None:
+    """Add a pattern: `pattern(position, numel, view, num_views, focal)` is the modulation.
+
+    `position` holds float64 positions, `view` is one view or a view per position, and `focal` has
+    the options. A smooth pattern is fast by itself: its short form is found by looking at it.
+    """
+    PATTERNS[name] = pattern
 
 
 @dataclass(frozen=True)
@@ -113,40 +92,37 @@ class Perturbation:
         one_of("perturbation.seeding", self.seeding, SEEDINGS)
         if not self.perturb_by_magnitude:
             object.__setattr__(self, "strategy", "random")
-        require(
-            0 < self.sparsity <= 1,
-            "perturbation.sparsity",
-            self.sparsity,
-            "give a share in (0, 1]; for no perturbation at all set perturbation.scale=0",
-        )
-        finite = 0 <= self.scale < math.inf
-        require(finite, "perturbation.scale", self.scale, "give a number >= 0")
-        solvable = self.strength is None or 0 < self.strength < math.inf
-        require(solvable, "perturbation.strength", self.strength, "give null or a number > 0")
-        name, cap = "perturbation.strength_max_scale", self.strength_max_scale
-        require(0 < cap < math.inf, name, cap, "give a number > 0")
-        name, offset = "perturbation.pi_offset", self.pi_offset
-        require(offset >= 0, name, offset, "give a digit's position, >= 0")
+        share = "give a share in (0, 1]; for no perturbation at all set perturbation.scale=0"
+        cap, strength = self.strength_max_scale, self.strength
+        for name, valid, wanted in (
+            ("sparsity", 0 < self.sparsity <= 1, share),
+            ("scale", 0 <= self.scale < math.inf, "give a number >= 0"),
+            ("strength", strength is None or 0 < strength < math.inf, "give null or a number > 0"),
+            ("strength_max_scale", 0 < cap < math.inf, "give a number > 0"),
+            ("pi_offset", self.pi_offset >= 0, "give a digit's position, >= 0"),
+        ):
+            require(valid, f"perturbation.{name}", getattr(self, name), wanted)
 
     @property
     def is_drawn(self) -> bool:
         """Whether each view draws its own weights before they are parted by magnitude."""
-        return STRATEGIES[self.strategy].drawn
+        return self.strategy == "random"
 
     @property
     def is_noise(self) -> bool:
-        return MODES[self.mode] == Mode()
+        return self.mode == "noise"
 
     @property
     def has_short_form(self) -> bool:
         """Whether magnitudes, draws and a direction say it all; else every view is built."""
-        return MODES[self.mode].unit_change is None and STRATEGIES[self.strategy].role is None
+        return not callable(MODES[self.mode]) and not callable(STRATEGIES[self.strategy])
 
     def counts(self, numel: int) -> tuple[int, int]:
         """How many of a tensor's weights are in the top and in the bottom tier."""
+        shares = STRATEGIES[self.strategy]
+        assert not callable(shares)
         top, bottom = (
-            max(1, round(self.sparsity * numel * share)) if share else 0
-            for share in STRATEGIES[self.strategy][:2]
+            max(1, round(self.sparsity * numel * share)) if share else 0 for share in shares
         )
         return top, bottom
 
@@ -177,9 +153,9 @@ class Focal:
         one_of("focal.profile", self.profile, PROFILES)
         seed = self.shuffle is None or (isinstance(self.shuffle, int) and self.shuffle >= 0)
         require(seed, "focal.shuffle", self.shuffle, "give null or a whole number >= 0")
-        widest = WIDEST_FRACTION if self.units == "fraction" else math.inf
-        wanted = "give a number > 0"
+        widest, wanted = math.inf, "give a number > 0"
         if self.units == "fraction":
+            widest = WIDEST_FRACTION
             wanted = (
                 f"units=fraction needs both lengths as fractions of a tensor in (0, {widest:g}]; "
                 "try focal.length=0.1 focal.wavelength=1"
@@ -204,21 +180,16 @@ class Focal:
         unit = numel if self.units == "fraction" else 1
         return self.length * unit, self.wavelength * unit
 
-    def phase_of(self, view: Any, num_views: int) -> Any:
-        """Phase offset of a view, or of a tensor of views, in radians."""
-        if self.phase == "aligned":
-            return 2 * math.pi * (view - 1) / (num_views - 1)
-        return 2 * math.pi * view / num_views
-
     def envelope(self, distance: torch.Tensor, numel: int) -> torch.Tensor:
         """How a lens fades with the distance from its focal point."""
         lengths = distance / self.lengths(numel)[0]
         return torch.exp(-(lengths**2) / 2 if self.profile == "gaussian" else -lengths)
 
     def wave(self, distance: torch.Tensor, numel: int, view: Any, num_views: int) -> torch.Tensor:
-        """A cosine over positions; whole turns are dropped before the phase is added."""
+        """A cosine over positions; whole turns are dropped before the view's phase is added."""
         turns = torch.frac(distance / self.lengths(numel)[1])
-        return torch.cos(2 * math.pi * turns + self.phase_of(view, num_views))
+        phase = (view - 1) / (num_views - 1) if self.phase == "aligned" else view / num_views
+        return torch.cos(2 * math.pi * turns + 2 * math.pi * phase)
 
 
 @lru_cache(maxsize=64)
@@ -228,10 +199,7 @@ def shuffled(numel: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(source.permutation(numel)).double()
 
 
-Pattern = Callable[[torch.Tensor, int, Any, int, Any], torch.Tensor]
-
-
-def flat(position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Any) -> torch.Tensor:
+def none(position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Any) -> torch.Tensor:
     return torch.ones_like(position)
 
 
@@ -255,17 +223,8 @@ def radial_helical(
 
 
 PATTERNS: dict[str, Pattern] = {
-    "none": flat,
+    "none": none,
     "radial": radial,
     "helical": helical,
     "radial_helical": radial_helical,
 }
-
-
-def register_pattern(name: str, pattern: Pattern) -> None:
-    """Add a pattern: `pattern(position, numel, view, num_views, focal)` is the modulation.
-
-    `position` holds float64 positions, `view` is one view or a view per position, and `focal` has
-    the options. A smooth pattern is fast by itself: its short form is found by looking at it.
-    """
-    PATTERNS[name] = pattern

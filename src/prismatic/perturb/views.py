@@ -9,40 +9,34 @@ found once by looking at the pattern:
   a basis vector for each view, as every pattern is for vectors and in float64.
 
 At each forward only roles are found anew. A change is then f = sign * form, where the sign holds
-direction and role; strategies that draw have signs of their own for each view.
+the roles; where each view has roles of its own they are part of the basis instead.
 
 Shapes: P positions of the tensor, J rows and L columns of a form, Q rank, E views, V views but the
-first, K rows that narrow lenses reach, I columns of the matrix, S tensors.
+first, K rows that narrow lenses reach, I columns of the matrix.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from .kernel import draw_noise, draw_order, modulation, require_reachable, role, unit_change
 from .options import MODES, Focal, Perturbation
-from .select import new_hint, place, select
+from .select import place, select
 
 # A pattern's short form is as exact as single precision; beyond this rank it is not short.
-TOLERANCE = 2.0**-25
-MOST_RANK = 16
+TOLERANCE, MOST_RANK = 2.0**-25, 16
 # No standard normal draw in float64 is larger.
 LARGEST_DRAW = 9.0
-
-
-def weigh(probs: torch.Tensor, table_XE: torch.Tensor) -> torch.Tensor:
-    """Sums over views, (..., E) -> (..., X), in the table's precision whatever autocast says."""
-    with torch.autocast(probs.device.type, enabled=False):
-        return probs.to(table_XE.dtype) @ table_XE.T
 
 
 class Whole(NamedTuple):
     """sum_i r_i m_i = (weights_JQE @ r) @ basis_QL, over `rows` times `columns` positions.
 
-    J or L may be 1 where all rows or all columns are alike.
+    J or L is 1 where all rows or all columns are alike.
     """
 
     rows: int
@@ -50,14 +44,9 @@ class Whole(NamedTuple):
     weights_JQE: torch.Tensor
     basis_QL: torch.Tensor
 
-    @property
-    def is_flat(self) -> bool:
-        """Whether all positions are alike."""
-        return len(self.weights_JQE) == self.basis_QL.shape[1] == 1
-
-    def runs(self) -> list[tuple[int, int]]:
+    def runs(self) -> tuple[tuple[int, int], ...]:
         """From where to where roles are needed."""
-        return [(0, self.rows * self.columns)]
+        return ((0, self.rows * self.columns),)
 
     def coefficients(self, probs: torch.Tensor) -> torch.Tensor:
         """What each basis vector counts for: (..., E) -> (..., J, Q)."""
@@ -70,21 +59,22 @@ class Narrow(NamedTuple):
 
     spans: tuple[tuple[int, int], ...]  # of positions, one per view
     row_K: torch.Tensor  # int64
-    view_K: torch.Tensor  # int64
-    basis_KI: torch.Tensor
     weights_KE: torch.Tensor  # 1 at the row's view
+    basis_KI: torch.Tensor
 
-    def runs(self) -> list[tuple[int, int]]:
-        return list(self.spans)
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        return self.spans
 
 
 Form = Whole | Narrow
+PatternOf = Callable[[int], torch.Tensor]
 
 
 def build_form(
     shape: torch.Size,
     num_views: int,
     focal: Focal,
+    *,
     least: float,
     shared: bool,
     dtype: torch.dtype,
@@ -93,8 +83,8 @@ def build_form(
 ) -> Form:
     """The form of a tensor's changes; a constant, since it depends on no weight.
 
-    `least` is the least change that counts; `shared` says whether all views share a sign; `noise`
-    keys draws that multiply the pattern.
+    `least` is the least change that counts; `shared` says whether all views share their roles;
+    `noise` keys draws that multiply the pattern.
     """
     numel = shape.numel()
 
@@ -104,35 +94,20 @@ def build_form(
         return shape_P * draw_noise(*noise, view, numel) if noise else shape_P
 
     with torch.inference_mode(False), torch.no_grad():
-        form: Form | None = None
-        if len(shape) > 1:
-            form = narrow(pattern, shape, num_views, least)
-            if form is None and shared and noise is None and dtype != torch.float64:
-                rows = shape[0] if shape[0] % num_views == 0 or numel % num_views else num_views
-                form = short(pattern, rows, numel // rows, num_views)
-                if form is not None and form.is_flat:
-                    form = form._replace(rows=shape[0], columns=numel // shape[0])
+        form: Form | None = narrow(pattern, shape, num_views, least) if len(shape) > 1 else None
+        if form is None and len(shape) > 1 and shared and dtype != torch.float64:
+            form = short(pattern, shape, num_views)
         if form is None:
             basis_VP = torch.stack([pattern(view) for view in range(1, num_views)])
-            weights_1VE = torch.eye(num_views, dtype=torch.float64)[None, 1:]
-            form = Whole(1, numel, weights_1VE, basis_VP)
-        moved = {
-            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-            for name, value in form._asdict().items()
-            if isinstance(value, torch.Tensor)
-        }
-        return form._replace(**moved)
+            form = Whole(1, numel, torch.eye(num_views)[None, 1:], basis_VP)
+        fields: list[Any] = [x.to(device) if isinstance(x, torch.Tensor) else x for x in form]
+        return type(form)(*fields[:2], *(x.to(dtype) for x in fields[2:]))
 
 
-form_of = lru_cache(maxsize=512)(build_form)
-
-Pattern = Callable[[int], torch.Tensor]
-
-
-def narrow(pattern: Pattern, shape: torch.Size, num_views: int, least: float) -> Narrow | None:
+def narrow(pattern: PatternOf, shape: torch.Size, num_views: int, least: float) -> Narrow | None:
     """The rows that each view reaches, if they are at most half of all rows taken together."""
     columns, left = shape[1:].numel(), shape[0] // 2
-    spans, rows, views, bases = [], [], [], []
+    spans, rows, bases = [], [], []
     for view in range(1, num_views):
         shape_OI = pattern(view).view(-1, columns)
         reached = (shape_OI.abs().amax(1) >= least).nonzero().flatten().tolist()
@@ -142,19 +117,21 @@ def narrow(pattern: Pattern, shape: torch.Size, num_views: int, least: float) ->
             return None
         spans.append((first * columns, last * columns))
         rows.append(torch.arange(first, last))
-        views.append(torch.full((last - first,), view))
         bases.append(shape_OI[first:last])
-    view_K = torch.cat(views)
-    weights_KE = torch.nn.functional.one_hot(view_K, num_views).double()
-    return Narrow(tuple(spans), torch.cat(rows), view_K, torch.cat(bases), weights_KE)
+    view_K = torch.cat([torch.full_like(row, view) for view, row in enumerate(rows, 1)])
+    weights_KE = F.one_hot(view_K, num_views)
+    return Narrow(tuple(spans), torch.cat(rows), weights_KE, torch.cat(bases))
 
 
-def short(pattern: Pattern, rows: int, columns: int, num_views: int) -> Whole | None:
+def short(pattern: PatternOf, shape: torch.Size, num_views: int) -> Whole | None:
     """A pattern as a product of few vectors, if there is one.
 
     The rows of all views are spanned one after the other: whatever is left of the worst row that
     the basis does not span yet joins it, until nothing is left that single precision could show.
     """
+    # A lens has a bend at its focus, which best lies between rows.
+    rows = num_views if shape[0] % num_views and shape.numel() % num_views == 0 else shape[0]
+    columns = shape.numel() // rows
     basis_QL, all_weights = torch.zeros(0, columns, dtype=torch.float64), []
     for view in range(1, num_views):
         shape_JL = pattern(view).view(rows, columns)
@@ -164,133 +141,134 @@ def short(pattern: Pattern, rows: int, columns: int, num_views: int) -> Whole | 
                 return None
             vector_L = rest_JL[rest_JL.square().sum(1).argmax()]
             for _ in range(2):  # the second time for what rounding left
-                vector_L = vector_L - vector_L @ basis_QL.T @ basis_QL
-                vector_L = vector_L / vector_L.norm()
+                vector_L = F.normalize(vector_L - vector_L @ basis_QL.T @ basis_QL, dim=0)
             basis_QL = torch.cat([basis_QL, vector_L[None]])
             rest_JL = rest_JL - (rest_JL @ vector_L)[:, None] * vector_L
         all_weights.append(shape_JL @ basis_QL.T)
-    weights_JQE = torch.zeros(rows, len(basis_QL), num_views, dtype=torch.float64)
-    for view, weights_JQ in enumerate(all_weights, 1):
-        weights_JQE[:, : weights_JQ.shape[1], view] = weights_JQ
+    padded = [
+        F.pad(weights_JQ, (0, len(basis_QL) - weights_JQ.shape[1])) for weights_JQ in all_weights
+    ]
+    weights_JQE = torch.stack([torch.zeros_like(padded[0]), *padded], -1)
     if torch.allclose(weights_JQE, weights_JQE[:1], rtol=0, atol=1e-12):
         weights_JQE = weights_JQE[:1]
     if torch.allclose(basis_QL, basis_QL[:, :1], rtol=0, atol=1e-12):
         weights_JQE = weights_JQE * basis_QL[:, 0, None]
-        basis_QL = torch.ones(len(basis_QL), 1, dtype=torch.float64)
+        basis_QL = torch.ones_like(basis_QL[:, :1])
+    if len(weights_JQE) == basis_QL.shape[1] == 1:  # the same everywhere, so for any rows
+        rows, columns = shape[0], shape[1:].numel()
     return Whole(rows, columns, weights_JQE, basis_QL)
+
+
+kept_form = lru_cache(maxsize=512)(build_form)
 
 
 class Change:
     """What all views change of one tensor, for one forward: f_i = scale_i * sign * form_i.
 
-    `sign` is int8 and the form's runs one after the other, or None where all signs are 1.
+    `sign` is int8 and the form's runs one after the other, or None where all signs are 1; `scale`
+    is one number or one per view.
     """
 
     def __init__(
-        self, weight: torch.Tensor, form: Form, sign: torch.Tensor | None, scale: Any
+        self, weight: torch.Tensor, form: Form, sign: torch.Tensor | None, scale: Any = 1.0
     ) -> None:
         self.weight, self.form, self.sign, self.scale = weight, form, sign, scale
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision in which changes are computed: single at least."""
-        form = self.form
-        return (form.basis_KI if isinstance(form, Narrow) else form.basis_QL).dtype
-
     def scaled(self, probs: torch.Tensor) -> torch.Tensor:
-        """Routing weights times each view's scale: (..., E)."""
-        return probs.to(self.dtype) * self.scale
+        """Routing weights times each view's scale: (..., E), single precision at least."""
+        return probs.to(self.form[3].dtype) * self.scale
 
     def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
         """`weight * (1 + sum_i r_i f_i)` for one r of shape (E,): differentiable in both."""
-        scaled_E = self.scaled(probs_E)
-        if isinstance(self.form, Narrow):
-            delta_KI = self.narrow_delta() * weigh(scaled_E, self.form.weights_KE)[:, None]
-            weight_OI = self.weight.flatten(1).to(delta_KI.dtype)
-            merged = weight_OI.index_add(0, self.form.row_K, delta_KI)
-            return merged.to(self.weight.dtype).view(self.weight.shape)
-        form = self.form
-        c_JQ = form.coefficients(scaled_E)
-        weight_RC = self.weight.to(c_JQ.dtype).reshape(form.rows, form.columns)
-        sign = None if self.sign is None else self.sign.view(form.rows, form.columns)
-        merged = Merge.apply(weight_RC, sign, form.basis_QL, c_JQ)
-        return merged.to(self.weight.dtype).view(self.weight.shape)
+        form, weight, scaled_E = self.form, self.weight, self.scaled(probs_E)
+        if isinstance(form, Narrow):
+            delta_KI = self.reached() * weigh(scaled_E, form.weights_KE)[:, None]
+            merged = weight.flatten(1).to(delta_KI.dtype).index_add(0, form.row_K, delta_KI)
+        else:
+            weight_RC, sign_RC = self.laid_out()
+            merged = Merge.apply(weight_RC, sign_RC, form.basis_QL, form.coefficients(scaled_E))
+        return merged.to(weight.dtype).view(weight.shape)
 
-    def narrow_delta(self) -> torch.Tensor:
-        """Each reached row of the weight times its change by its view at scale 1: (K, I)."""
+    def laid_out(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and sign as the rows and columns of a whole form."""
+        assert isinstance(self.form, Whole)
+        weight_RC = self.weight.to(self.form.basis_QL.dtype).reshape(self.form[:2])
+        return weight_RC, None if self.sign is None else self.sign.view(self.form[:2])
+
+    def reached(self) -> torch.Tensor:
+        """Each row that a narrow lens reaches times its change by its view at scale 1: (K, I)."""
         assert isinstance(self.form, Narrow) and self.sign is not None
         change_KI = self.form.basis_KI * self.sign.view_as(self.form.basis_KI)
-        weight_OI = self.weight.flatten(1).to(change_KI.dtype)
-        return weight_OI[self.form.row_K] * change_KI
+        return self.weight.flatten(1)[self.form.row_K].to(change_KI.dtype) * change_KI
 
     def factors(self) -> torch.Tensor:
         """Every f_i in full, (E, P): for vectors and for reports."""
-        form, numel = self.form, self.weight.numel()
-        num_views = (form.weights_KE if isinstance(form, Narrow) else form.weights_JQE).shape[-1]
-        scale_E1 = self.scaled(torch.ones(num_views, device=self.weight.device))[:, None]
+        form, sign = self.form, self.sign
         if isinstance(form, Narrow):
-            assert self.sign is not None
-            change_KI = form.basis_KI * self.sign.view_as(form.basis_KI)
-            num_rows = numel // form.basis_KI.shape[1]
-            f_XI = change_KI.new_zeros(num_views * num_rows, form.basis_KI.shape[1])
-            f_XI = f_XI.index_add(0, form.view_K * num_rows + form.row_K, change_KI)
-            return f_XI.view(num_views, numel) * scale_E1
-        f_EJL = form.weights_JQE.permute(2, 0, 1) @ form.basis_QL
-        f_EP = f_EJL.expand(-1, form.rows, form.columns).flatten(1)
-        return signed(self.sign, f_EP) * scale_E1
+            assert sign is not None
+            change_KI = form.basis_KI * sign.view_as(form.basis_KI)
+            f_OEI = change_KI.new_zeros(
+                len(self.weight), form.weights_KE.shape[1], change_KI.shape[1]
+            )
+            f_OEI = f_OEI.index_add(0, form.row_K, form.weights_KE[..., None] * change_KI[:, None])
+            f_EP = f_OEI.transpose(0, 1).flatten(1)
+        else:
+            f_EJL = form.weights_JQE.permute(2, 0, 1) @ form.basis_QL
+            f_EP = signed(sign, f_EJL.expand(-1, *form[:2]).flatten(1))
+        return f_EP * self.scaled(f_EP.new_ones(len(f_EP)))[:, None]
 
     def solve(self, perturbation: Perturbation) -> torch.Tensor:
-        """How much larger the scale of each view must be to have `strength`; 0 where none can."""
+        """How many times larger each view must be to have `strength`, (E,); 0 where none can."""
         with torch.no_grad():
             if isinstance(self.form, Narrow):
-                energy_K = self.narrow_delta().double().square().sum(1)
+                energy_K = self.reached().double().square().sum(1)
                 moved_E = (energy_K @ self.form.weights_KE.double()).sqrt()
             else:
-                moved_EP = self.factors() * self.weight.flatten()
-                moved_E = torch.stack([wide_norm(moved_P) for moved_P in moved_EP])
-            scale_E = perturbation.strength * wide_norm(self.weight) / moved_E
+                moved_E = torch.stack(
+                    [wide_norm(f_P * self.weight.flatten()) for f_P in self.factors()]
+                )
+            scale_E = wide_norm(self.weight) / moved_E * (perturbation.strength or 0.0)
             scale_E = torch.where(moved_E > 0, scale_E, 0.0)
         if not torch.compiler.is_compiling():
             require_reachable(float(scale_E.max()), perturbation)
-        return scale_E.to(self.dtype)
+        return scale_E.to(self.form[3].dtype)
+
 
 class Merge(torch.autograd.Function):
     """`weight * (1 + sign * (c @ basis))`; the backward derives what it needs anew."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        weight_RC: torch.Tensor,
-        sign_RC: torch.Tensor | None,
-        basis_QL: torch.Tensor,
-        c_JQ: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(weight_RC, sign_RC, basis_QL, c_JQ)
+    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+        ctx.save_for_backward(*args)
+        weight_RC, sign_RC, basis_QL, c_JQ = args
         return torch.addcmul(weight_RC, weight_RC, signed(sign_RC, c_JQ @ basis_QL))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_RC: torch.Tensor) -> Any:
         weight_RC, sign_RC, basis_QL, c_JQ = ctx.saved_tensors
-        grad_factor_RC = signed(sign_RC, grad_RC * weight_RC)
-        grad_c_JQ = project(grad_factor_RC, c_JQ, basis_QL)
-        grad_weight = torch.addcmul(grad_RC, grad_RC, signed(sign_RC, c_JQ @ basis_QL))
-        return grad_weight, None, None, grad_c_JQ
+        grad_c_JQ = project(signed(sign_RC, grad_RC * weight_RC), c_JQ, basis_QL)
+        grad_weight_RC = torch.addcmul(grad_RC, grad_RC, signed(sign_RC, c_JQ @ basis_QL))
+        return grad_weight_RC, None, None, grad_c_JQ
 
 
-def wide_norm(x: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(x.detach(), dtype=torch.float64)
+def weigh(probs: torch.Tensor, table_XE: torch.Tensor) -> torch.Tensor:
+    """Sums over views, (..., E) -> (..., X), in the table's precision whatever autocast says."""
+    with torch.autocast(probs.device.type, enabled=False):
+        return probs.to(table_XE.dtype) @ table_XE.T
+
+
+def project(grad_RC: torch.Tensor, c_JQ: torch.Tensor, basis_QL: torch.Tensor) -> torch.Tensor:
+    """The gradient of `c_JQ` from that of `c_JQ @ basis_QL`, spread over all rows and columns."""
+    return grad_RC.sum_to_size(len(c_JQ), basis_QL.shape[1]) @ basis_QL.T
 
 
 def signed(sign: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     return x if sign is None else x * sign
 
 
-def project(
-    grad_RC: torch.Tensor, c_JQ: torch.Tensor, basis_QL: torch.Tensor
-) -> torch.Tensor:
-    """The gradient of `c_JQ` from that of `c_JQ @ basis_QL`, spread over all rows and columns."""
-    return grad_RC.sum_to_size(len(c_JQ), basis_QL.shape[1]) @ basis_QL.T
+def wide_norm(x: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(x.detach(), dtype=torch.float64)
 
 
 class Views:
@@ -300,13 +278,7 @@ class Views:
     """
 
     def __init__(
-        self,
-        num_views: int,
-        perturbation: Perturbation,
-        focal: Focal,
-        *,
-        names: Iterable[str],
-        prefix: str = "",
+        self, num_views: int, perturbation: Perturbation, focal: Focal, prefix: str = ""
     ) -> None:
         self.num_views, self.perturbation, self.focal = num_views, perturbation, focal
         self.prefix = prefix
@@ -314,11 +286,7 @@ class Views:
         self.is_short = getattr(perturbation, "has_short_form", False)
         self.is_drawn = self.is_short and perturbation.is_drawn
         self.is_noise = self.is_short and perturbation.is_noise
-        self.hints = {name: self.new_hints() for name in names}
         self.draws: dict[tuple[object, ...], Any] = {}
-
-    def new_hints(self) -> list[torch.Tensor]:
-        return [new_hint() for _ in range(self.num_views - 1 if self.is_drawn else 1)]
 
     @property
     def inert(self) -> bool:
@@ -338,29 +306,23 @@ class Views:
     def path(self, name: str) -> str:
         return f"{self.prefix}.{name}".strip(".")
 
-    def form(self, *args: Any) -> Form:
-        """`constants` as what they are; a compiler sees through the tuple alone."""
-        kind, *fields = self.constants(*args)
-        return Narrow(*fields) if kind == "narrow" else Whole(*fields)
-
     @torch._dynamo.assume_constant_result
-    def constants(
+    def form(
         self, name: str, shape: torch.Size, eps: float, dtype: torch.dtype, device: torch.device
     ) -> tuple[Any, ...]:
-        """The form of a tensor's changes, as far as rounding to `eps` shows them."""
+        """The fields of the form of a tensor's changes, as far as rounding to `eps` shows them."""
         strength = self.perturbation.strength
         most = self.perturbation.scale if strength is None else self.perturbation.strength_max_scale
         most = max(most, 1.0) * (1.0 if self.is_short and not self.is_noise else LARGEST_DRAW)
-        shared = not self.is_drawn and not self.is_noise and self.is_short
-        options = shape, self.num_views, self.focal, eps / 2 / most, shared, dtype, device
-        if not self.is_noise:
-            form = form_of(*options)
-            return ("narrow" if isinstance(form, Narrow) else "whole", *form)
-        key = ("noise", name, *options)
+        key = ("form", name, shape, eps, dtype, device)
         if key not in self.draws:
-            self.draws[key] = build_form(*options, (self.perturbation, self.path(name)))
-        form = self.draws[key]
-        return ("narrow" if isinstance(form, Narrow) else "whole", *form)
+            build = build_form if self.is_noise else kept_form
+            self.draws[key] = build(
+                shape, self.num_views, self.focal, least=eps / 2 / most, dtype=dtype, device=device,
+                shared=self.is_short and not self.is_drawn and not self.is_noise,
+                noise=(self.perturbation, self.path(name)) if self.is_noise else None,
+            )  # fmt: skip
+        return tuple(self.draws[key])
 
     @torch._dynamo.assume_constant_result
     def order(self, name: str, numel: int, device: torch.device) -> torch.Tensor:
@@ -380,7 +342,7 @@ class Views:
 
 
 class Pending:
-    """A tensor on the way to its change: what it lets be selected, and what becomes of roles."""
+    """A tensor on the way to its change: what is selected among, and what becomes of the roles."""
 
     def __init__(
         self, views: Views, name: str, weight: torch.Tensor, product: torch.dtype | None
@@ -389,58 +351,49 @@ class Pending:
         self.weight_P = weight.detach().flatten()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         eps = max(torch.finfo(d).eps for d in (weight.dtype, product or weight.dtype))
-        device = weight.device
-        self.form = views.form(name, weight.shape, eps, dtype, device)
-        self.dtype, self.at_VK = dtype, None
-        if views.is_drawn:
-            size = min(sum(views.perturbation.counts(len(self.weight_P))), len(self.weight_P))
-            self.at_VK = place(self.weight_P, views.order(name, len(self.weight_P), device), size)
-
-    def candidates(self) -> list[torch.Tensor]:
-        """What magnitudes are compared among: the tensor, or what each view has drawn."""
-        if self.at_VK is not None:
-            return list(self.weight_P[self.at_VK])
-        return [self.weight_P] if self.views.is_short else []
-
-    def runs(self) -> list[tuple[int, int]]:
-        """Where roles are wanted among the candidates, of each of them."""
-        return self.form.runs() if self.at_VK is None else [(0, self.at_VK.shape[1])]
+        fields = views.form(name, weight.shape, eps, dtype, weight.device)
+        self.form: Form = Narrow(*fields) if isinstance(fields[0], tuple) else Whole(*fields)
+        self.candidates, self.runs = [self.weight_P] if views.is_short else [], self.form.runs()
+        if views.is_drawn:  # each view selects among what it has drawn
+            numel = len(self.weight_P)
+            size = min(sum(views.perturbation.counts(numel)), numel)
+            self.place_VK = place(self.weight_P, views.order(name, numel, weight.device), size)
+            self.candidates, self.runs = list(self.weight_P[self.place_VK]), ((0, size),)
 
     def change(self, roles: Sequence[torch.Tensor]) -> Change:
         """The change, from the roles of all candidates' runs."""
-        perturbation, form = self.views.perturbation, self.form
-        direction = 1.0
-        if self.views.is_short and not self.views.is_noise:
-            direction = MODES[perturbation.mode].direction or 0.0
-        if self.views.is_short and self.at_VK is None:
-            sign = roles[0] if len(roles) == 1 else torch.cat(list(roles))
-            if self.views.is_noise:
-                runs = [self.weight_P[a:b] for a, b in form.runs()]
-                sign = sign.abs() * torch.cat(runs).sign().to(torch.int8)
+        views, perturbation, form = self.views, self.views.perturbation, self.form
+        direction: Any = 1.0
+        sign = None
+        if views.is_short and not views.is_noise:
+            direction = MODES[perturbation.mode]
+        if views.is_short and not views.is_drawn:
+            sign = torch.cat(list(roles)) if len(roles) > 1 else roles[0]
+            if views.is_noise:
+                weight_X = torch.cat([self.weight_P[a:b] for a, b in self.runs])
+                sign = sign.abs() * weight_X.sign().to(torch.int8)
+        elif isinstance(form, Narrow):
+            own_VP = self.own_changes(roles)
+            sign = torch.cat([own_VP[v, a:b] for v, (a, b) in enumerate(form.runs())])
         else:
-            unit_VP = self.unit_changes(roles)
-            if isinstance(form, Narrow):
-                runs = form.runs()
-                sign = torch.cat([unit_VP[v, a:b] for v, (a, b) in enumerate(runs)])
-            else:
-                basis_QL = form.basis_QL * unit_VP
-                sign, form = None, Whole(form.rows, form.columns, form.weights_JQE, basis_QL)
+            form = Whole(*form[:3], form.basis_QL * self.own_changes(roles))
         found = Change(self.weight, form, sign, direction)
         strength = perturbation.strength
         found.scale *= perturbation.scale if strength is None else found.solve(perturbation)
         return found
 
-    def unit_changes(self, roles: Sequence[torch.Tensor]) -> torch.Tensor:
+    def own_changes(self, roles: Sequence[torch.Tensor]) -> torch.Tensor:
         """What each view changes before modulation, but for the draws of noise: (V, P)."""
-        views, numel = range(1, self.views.num_views), len(self.weight_P)
-        if self.at_VK is None:
-            args = self.views.perturbation, self.views.path(self.name)
-            each = [unit_change(self.weight_P, role(self.weight_P, *args, v), *args, v)
-                    for v in views]  # fmt: skip
-            return torch.stack(each).to(self.dtype)
-        role_VK = torch.stack(list(roles))
-        unit_VP = role_VK.new_zeros(len(views), numel).scatter(1, self.at_VK, role_VK)
-        return unit_VP.abs() * self.weight_P.sign() if self.views.is_noise else unit_VP
+        views, perturbation = range(1, self.views.num_views), self.views.perturbation
+        if self.views.is_drawn:
+            role_VP = roles[0].new_zeros(len(views), len(self.weight_P))
+            role_VP = role_VP.scatter(1, self.place_VK, torch.stack(list(roles)))
+            return role_VP.abs() * self.weight_P.sign() if self.views.is_noise else role_VP
+        path, found = self.views.path(self.name), []
+        for view in views:
+            role_P = role(self.weight_P, perturbation, path, view)
+            found.append(unit_change(self.weight_P, role_P, perturbation, path, view))
+        return torch.stack(found).to(self.form[3].dtype)
 
 
 def changes_of(
@@ -453,22 +406,18 @@ def changes_of(
         [Pending(views, name, weight, product) for name, weight in tensors.items()]
         for views, tensors in zip(all_views, all_tensors, strict=True)
     ]
-    candidates, counts, hints, runs, owners = [], [], [], [], []
+    candidates: list[torch.Tensor] = []
+    counts, runs = [], []
     for item in (item for items in pending for item in items):
-        if item.name not in item.views.hints:
-            item.views.hints[item.name] = item.views.new_hints()
-        for k, candidate in enumerate(item.candidates()):
-            here = [(len(candidates), start, stop) for start, stop in item.runs()]
-            runs += here
-            owners += [item] * len(here)
+        for candidate in item.candidates:
+            runs += [(len(candidates), start, stop) for start, stop in item.runs]
             candidates.append(candidate)
             counts.append(item.views.perturbation.counts(item.weight.numel()))
-            hints.append(item.views.hints[item.name][k])
-    roles: dict[Pending, list[torch.Tensor]] = {}
-    found = select(candidates, counts, runs, hints)
-    for owner, role_P in zip(owners, found, strict=True):
-        roles.setdefault(owner, []).append(role_P)
-    return [{item.name: item.change(roles.get(item, [])) for item in items} for items in pending]
+    roles, found = iter(select(candidates, counts, runs)), []
+    for items in pending:
+        taken = {item: [next(roles) for _ in item.candidates for _ in item.runs] for item in items}
+        found.append({item.name: item.change(own) for item, own in taken.items()})
+    return found
 
 
 def merge(
@@ -485,5 +434,5 @@ def merge(
     """
     if len(probs) == 1:
         return weight
-    views = Views(len(probs), perturbation, focal, names=[name])
+    views = Views(len(probs), perturbation, focal)
     return views.changes({name: weight})[name].merged(probs)

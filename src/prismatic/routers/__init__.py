@@ -1,6 +1,6 @@
 """Routers: dense, smear, constant and prismatic, one interface."""
 
-from .base import Router, Routing, vmap_friendly
+from .base import Router, Routing
 from .gate import POOLS, is_causal
 from .mixtures import Mixture
 from .prismatic import ConstantRouter, PrismaticRouter, select_together
@@ -9,5 +9,5 @@ from .smear import DenseRouter, SmearRouter
 
 __all__ = [
     "POOLS", "ConstantRouter", "DenseRouter", "Mixture", "PrismaticRouter", "Routed", "Router",
-    "Routing", "SmearRouter", "is_causal", "register_rule", "select_together", "vmap_friendly",
+    "Routing", "SmearRouter", "is_causal", "register_rule", "select_together",
 ]  # fmt: skip

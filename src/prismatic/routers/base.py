@@ -5,21 +5,20 @@ Shapes: B batch, T time, D model width, E views. Routing weights are (B, T, E) a
 """
 
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from prismatic.errors import require
 
 from .gate import draw_kept, drop_views, one_hot, require_views
 from .mixtures import Mixture
-from .rules import Call, UnroutableError, rule, unruled
+from .rules import Call, UnroutableError, bind_rules, unruled
 
 
 class Routing(NamedTuple):
@@ -32,7 +31,9 @@ class Routing(NamedTuple):
 class Source(Protocol):
     """Where the views of a wrapped module's parameters come from."""
 
-    inert: bool  # whether no routing whatever can change what the module computes
+    @property
+    def inert(self) -> bool:
+        """Whether no routing whatever can change what the module computes."""
 
     def mixtures(
         self, expert: nn.Module, x: torch.Tensor, selected: Any
@@ -48,12 +49,13 @@ class Router(nn.Module):
 
     `gate(x)` returns logits and `source` the views. `forward(x, *args, **kwargs)` takes `x` of
     shape (B, T, D) and returns what the wrapped module returns; `record` is the last forward's
-    routing. `causal` says whether a position's output cannot depend on later positions or other
-    rows by way of the routing. Raises `ValueError` for options out of range and a module that
-    cannot be routed.
+    routing. `causal` says that a position's output cannot depend on later positions or other rows
+    by way of the routing. Raises `ValueError` for options out of range and a module that cannot be
+    routed.
     """
 
     record: Routing | None = None
+    dropout_step: torch.Tensor
 
     def __init__(
         self,
@@ -90,14 +92,14 @@ class Router(nn.Module):
         lacking = None if level == "batch" else unruled(expert)
         if lacking and level == "token":
             raise ValueError(self._refusal(lacking))
-        self._switch = None if lacking or level == "batch" else rule(expert)
+        self._switch = None if lacking or level == "batch" else bind_rules(expert)
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
         """The names of what this class of routers takes, those it hands on included."""
         names: list[str] = []
         for base in cls.__mro__:
-            parameters = inspect.signature(base.__init__).parameters.values()
+            parameters = inspect.signature(base).parameters.values()
             names += [p.name for p in parameters if p.kind != p.VAR_KEYWORD]
             if all(p.kind != p.VAR_KEYWORD for p in parameters):
                 break
@@ -109,56 +111,10 @@ class Router(nn.Module):
         return self.source.inert
 
     def forward(self, x_BTD: torch.Tensor, *args: Any, selected: Any = None, **kwargs: Any) -> Any:
+        """`selected` is this router's part of what `select_together` returned."""
         self.record = self.route(x_BTD)
         probs = self._applied(self.record.probs)
         return self.run(probs, x_BTD, *args, selected=selected, **kwargs)
-
-    def run(
-        self,
-        probs: torch.Tensor,
-        x_BTD: torch.Tensor,
-        *args: Any,
-        selected: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """What the wrapped module computes under given routing weights."""
-        if self.inert:
-            return self.expert(x_BTD, *args, **kwargs)
-        mixtures = self.source.mixtures(self.expert, x_BTD, selected)
-        if self.level == "batch":
-            named, probs_E = self.expert.named_parameters(), probs.flatten()
-            merged = {name: mixtures[p].merged(probs_E) for name, p in named}
-            return functional_call(self.expert, merged, (x_BTD, *args), kwargs)
-        if self._switch is not None:
-            try:
-                return self._run_by_rules(mixtures, probs, x_BTD, *args, **kwargs)
-            except UnroutableError as error:
-                if self.level == "token":
-                    raise ValueError(self._refusal(str(error))) from error
-                self._switch = None  # it reshapes its input, or reaches past a submodule's forward
-        return by_row(self.expert, mixtures, probs, (x_BTD, *args), kwargs)
-
-    def _run_by_rules(
-        self,
-        mixtures: Mapping[torch.Tensor, Mixture],
-        probs: torch.Tensor,
-        x_BTD: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        assert self._switch is not None
-        call = Call(mixtures, probs, tuple(x_BTD.shape[: 2 if self.level == "token" else 1]))
-        self._switch.call = call
-        try:
-            y = self.expert(x_BTD, *args, **kwargs)
-        finally:
-            self._switch.call = None
-        for path in self._switch.paths:
-            if path not in call.called:
-                raise UnroutableError(
-                    f"{path} was not called: its parameters are used in another way"
-                )
-        return y
 
     def route(self, x_BTD: torch.Tensor, gate: nn.Module | None = None) -> Routing:
         """Routing weights of an input, in float32 at least; they sum to 1 over the views.
@@ -169,6 +125,25 @@ class Router(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
         probs = logits.softmax(-1)
         return Routing(logits, probs.mean(0, keepdim=True) if self.level == "batch" else probs)
+
+    def run(self, probs: torch.Tensor, *args: Any, selected: Any = None, **kwargs: Any) -> Any:
+        """What the wrapped module computes of its arguments under given routing weights."""
+        if self.inert:
+            return self.expert(*args, **kwargs)
+        mixtures = self.source.mixtures(self.expert, args[0], selected)
+        if self.level == "batch":
+            named, probs_E = self.expert.named_parameters(), probs.flatten()
+            merged = {name: mixtures[p].merged(probs_E) for name, p in named}
+            return functional_call(self.expert, merged, args, kwargs)
+        if self._switch is not None:
+            leading = args[0].shape[: 2 if self.level == "token" else 1]
+            try:
+                return self._switch.run(Call(mixtures, probs, leading), self.expert, args, kwargs)
+            except UnroutableError as error:
+                if self.level == "token":
+                    raise ValueError(self._refusal(str(error))) from error
+                self._switch = None  # it reshapes its input, or reaches past a submodule's forward
+        return by_row(self.expert, mixtures, probs, args, kwargs)
 
     @contextmanager
     def forced(self, view: int) -> Iterator[None]:
@@ -189,9 +164,8 @@ class Router(nn.Module):
         """
         mean_E = routing.probs.flatten(0, -2).mean(0)
         balance = self.num_experts * mean_E.square().sum() - 1
-        return (
-            self.balance_loss * balance + self.z_loss * routing.logits.logsumexp(-1).square().mean()
-        )
+        z = routing.logits.logsumexp(-1).square().mean()
+        return self.balance_loss * balance + self.z_loss * z
 
     def get_extra_state(self) -> dict[str, int]:
         return {"dropout_draws": int(self.dropout_step)}
@@ -220,74 +194,33 @@ class Router(nn.Module):
         )
 
 
-def row_dims(leaves: list[Any], num_rows: int) -> list[int | None]:
-    """Which arguments are split by row: x, and tensors whose first dimension is the batch's."""
-    square = leaves[0].shape[1] == num_rows > 1
-    dims: list[int | None] = [0]
-    for leaf in leaves[1:]:
-        tensor = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_rows
-        if tensor and square and leaf.ndim <= 2:
-            raise ValueError(
-                f"an argument of shape {tuple(leaf.shape)} may begin with rows or with positions: "
-                f"with {num_rows} of each this cannot be told; change the batch size"
-            )
-        dims.append(0 if tensor else None)
-    return dims
-
-
 def by_row(
     expert: nn.Module,
     mixtures: Mapping[torch.Tensor, Mixture],
     probs: torch.Tensor,
-    args: tuple,
+    args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Each row with its own merged parameters: vmapped, or one after the other where that fails."""
-    num_rows = args[0].shape[0]
-    rows_E = probs.flatten(0, -2).expand(num_rows, -1)
+    """One row after the other, each with its own merged parameters."""
+    num_rows, num_positions = args[0].shape[:2]
     leaves, tree = tree_flatten((args, kwargs))
-    dims = row_dims(leaves, num_rows)
-
-    named = dict(expert.named_parameters())
-    merged = {
-        name: torch.stack([mixtures[p].merged(r) for r in rows_E]) for name, p in named.items()
-    }
-    shape: dict[str, Any] = {}
-
-    def run(parameters: dict[str, torch.Tensor], *row: Any) -> list[torch.Tensor]:
-        lone = [x if dim is None else x[None] for x, dim in zip(row, dims, strict=True)]
-        row_args, row_kwargs = tree_unflatten(lone, tree)
-        out = functional_call(expert, parameters, row_args, row_kwargs)
-        shape["leaves"], shape["tree"] = tree_flatten(out)
-        return [x for x in shape["leaves"] if isinstance(x, torch.Tensor)]
-
-    try:
-        with vmap_friendly():
-            rows = vmap(run, in_dims=(0, *dims), randomness="different")(merged, *leaves)
-    except RuntimeError as error:
-        if "vmap" not in str(error) and "batching rule" not in str(error):
-            raise
-        every = []
-        for b in range(num_rows):
-            row = [x if dim is None else x[b] for x, dim in zip(leaves, dims, strict=True)]
-            every.append(run({name: merged[name][b] for name in merged}, *row))
-        rows = [torch.stack(parts) for parts in zip(*every, strict=True)]
-    joined = iter([y.flatten(0, 1) if y.ndim > 1 else y for y in rows])
-    filled = [next(joined) if isinstance(x, torch.Tensor) else x for x in shape["leaves"]]
-    return tree_unflatten(filled, shape["tree"])
-
-
-@contextmanager
-def vmap_friendly() -> Iterator[None]:
-    """Lets vmap run what it has no rule for row by row, and off torch's fused encoder layer.
-
-    Under vmap that layer takes its inference path although gradients are wanted.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    split, rows = [True], []
+    for x in leaves[1:]:
+        split.append(isinstance(x, torch.Tensor) and x.ndim > 0 and len(x) == num_rows)
+        if split[-1] and num_positions == num_rows > 1 and x.ndim <= 2:
+            raise ValueError(
+                f"an argument of shape {tuple(x.shape)} may begin with rows or with positions: "
+                f"with {num_rows} of each this cannot be told; change the batch size"
+            )
+    for b, probs_E in enumerate(probs.flatten(0, -2).expand(num_rows, -1)):
+        own = [x[b : b + 1] if mine else x for x, mine in zip(leaves, split, strict=True)]
+        row_args, row_kwargs = tree_unflatten(own, tree)
+        merged = {name: mixtures[p].merged(probs_E) for name, p in expert.named_parameters()}
+        rows.append(tree_flatten(functional_call(expert, merged, row_args, row_kwargs)))
+    joined = [
+        torch.cat([y if y.ndim else y[None] for y in every])
+        if isinstance(every[0], torch.Tensor)
+        else every[0]
+        for every in zip(*(leaves for leaves, _ in rows), strict=True)
+    ]
+    return tree_unflatten(joined, rows[0][1])

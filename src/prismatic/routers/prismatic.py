@@ -11,10 +11,11 @@ from prismatic.perturb import Change, Focal, Perturbation, Views, changes_of
 
 from .base import Router
 from .gate import ConstantGate, Gate, is_causal, seeded
-from .mixtures import Mixture, ViewMixture, product_dtype
+from .mixtures import Mixture, ViewMixture
+from .products import product_dtype
 
 
-class PrismaticSource:
+class ViewSource:
     """Views of a module's parameters, which exist only as changes of the current weights."""
 
     def __init__(self, views: Views) -> None:
@@ -42,11 +43,11 @@ class PrismaticRouter(Router):
     returns. `level` says what shares one merge (`token`, `sequence`: arXiv 2306.03745, or `batch`:
     the formula of source 002), `pool` what the gate sees; `name` keys noise and random selection
     and must differ between blocks. `gate` replaces the default LayerNorm and Linear over the pool.
-    Other `options` are those of `Router`.
+    Other options are those of `Router`.
     Raises `ValueError` for options out of range, and for a module that the level cannot wrap.
     """
 
-    source: PrismaticSource
+    source: ViewSource
 
     def __init__(
         self,
@@ -65,19 +66,10 @@ class PrismaticRouter(Router):
     ) -> None:
         generator = seeded("gate", name, seed)
         gate = gate or Gate(hidden_size, num_experts, level, pool=pool, generator=generator)
-        views = Views(
-            num_experts,
-            perturbation or Perturbation(),
-            focal or Focal(),
-            names=[name for name, _ in expert.named_parameters()],
-            prefix=name,
-        )
-        options = {"causal": is_causal(level, pool), **options}
-        source = PrismaticSource(views)
-        super().__init__(
-            expert, gate, source,
-            num_experts=num_experts, level=level, name=name, seed=seed, **options,
-        )  # fmt: skip
+        views = Views(num_experts, perturbation or Perturbation(), focal or Focal(), name)
+        options = {"causal": is_causal(level, pool), "name": name, "seed": seed, **options}
+        source = ViewSource(views)
+        super().__init__(expert, gate, source, num_experts=num_experts, level=level, **options)
 
     @property
     def perturbation(self) -> Perturbation:
@@ -89,8 +81,6 @@ class PrismaticRouter(Router):
 
     def factors(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
         """The relative change by every view of one of the wrapped module's parameters: (E, P)."""
-        if self.num_experts == 1:
-            return torch.zeros(1, parameter.numel(), device=parameter.device)
         return self.source.views.changes({name: parameter})[name].factors()
 
 
@@ -110,30 +100,26 @@ class ConstantRouter(PrismaticRouter):
         focal: Focal | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            expert, hidden_size, num_experts, perturbation, focal, "batch", "mean",
-            gate=ConstantGate(num_experts), causal=True, **options,
-        )  # fmt: skip
+        options = {"gate": ConstantGate(num_experts), "causal": True, **options}
+        shared = num_experts, perturbation, focal, "batch", "mean"
+        super().__init__(expert, hidden_size, *shared, **options)
 
 
-def select_together(
-    routers: Sequence[Router], x: torch.Tensor
-) -> list[dict[str, Change] | None]:
+def select_together(routers: Sequence[Router], x: torch.Tensor) -> list[dict[str, Change] | None]:
     """What each router then takes as `selected`: one selection for all their weights.
 
     None for a router without views, and for one that has only a share of its weights before it
     runs. `x` is of the precision that all compute in.
     """
     found: list[dict[str, Change] | None] = [None] * len(routers)
-    chosen = [
-        k
-        for k, router in enumerate(routers)
-        if isinstance(router, PrismaticRouter)
-        and not router.inert
-        and not any(isinstance(p, DTensor) for p in router.expert.parameters())
-    ]
-    views = [routers[k].source.views for k in chosen]  # type: ignore[attr-defined]
-    named = [dict(routers[k].expert.named_parameters()) for k in chosen]
-    for k, changes in zip(chosen, changes_of(views, named, product_dtype(x)), strict=True):
+    views, named, places = [], [], []
+    for k, router in enumerate(routers):
+        own = dict(router.expert.named_parameters())
+        shared_out = any(isinstance(parameter, DTensor) for parameter in own.values())
+        if isinstance(router, PrismaticRouter) and not router.inert and not shared_out:
+            views.append(router.source.views)
+            named.append(own)
+            places.append(k)
+    for k, changes in zip(places, changes_of(views, named, product_dtype(x)), strict=True):
         found[k] = changes
     return found

@@ -108,6 +108,12 @@ def patterns(left: torch.Tensor | None, basis: torch.Tensor) -> torch.Tensor:
     return basis if left is None else left @ basis
 
 
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """The precision in which a product with `x` is computed."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def multiply(
     x: torch.Tensor, matrix: torch.Tensor, coefficients: Sequence[torch.Tensor | None], side: str
 ) -> torch.Tensor:
@@ -123,7 +129,7 @@ def multiply(
     first, *rest = coefficients
     y = y if first is None else y * first
     for other, c in zip(others, rest, strict=True):
-        y = torch.addcmul(y, other, c)
+        y = y + other if c is None else torch.addcmul(y, other, c)
     return y
 
 
@@ -146,7 +152,7 @@ def routed_product(
         basis = form.basis_QL[:, None]
         tables = form.weights_JQE.unbind(1)
     else:
-        tables = torch.eye(num_views, device=x.device, dtype=change.dtype)[1:, None].unbind()
+        tables = torch.eye(num_views, device=x.device, dtype=scaled_XE.dtype)[1:, None].unbind()
         weights_VJQ = form.weights_JQE.permute(2, 0, 1)[1:]
         if form.rows == shape[0]:
             left, basis = weights_VJQ, form.basis_QL

@@ -7,7 +7,7 @@ their router runs, by their rule.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ class Routed:
     """A parameter inside a rule: a mixture, the routing weights of this call and its input."""
 
     def __init__(
-        self, shape: torch.Size, mixture: Mixture, *, probs: torch.Tensor, leading: int, ndim: int
+        self, shape: torch.Size, mixture: Mixture, probs: torch.Tensor, *, leading: int, ndim: int
     ) -> None:
         self.shape, self.mixture, self.probs = shape, mixture, probs
         self.leading, self.ndim = leading, ndim
@@ -132,43 +132,52 @@ def unruled(expert: nn.Module) -> str | None:
     return None
 
 
-class Call:
-    """One forward of a wrapped module: its mixtures and routing weights.
+class Call(NamedTuple):
+    """One forward of a wrapped module; `leading` are dimensions that every input has."""
 
-    `leading` are dimensions that every submodule's input has.
-    """
-
-    def __init__(
-        self,
-        mixtures: Mapping[torch.Tensor, Mixture],
-        probs: torch.Tensor,
-        leading: tuple[int, ...],
-    ) -> None:
-        self.mixtures, self.probs, self.leading = mixtures, probs, leading
-        self.called: set[str] = set()
-
-    def run(self, path: str, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        rule, leading = rule_of(module), self.leading
-        assert rule is not None
-        if x.ndim <= len(leading) or tuple(x.shape[: len(leading)]) != leading:
-            raise UnroutableError(
-                f"{path or 'the module'} ({class_of(module).__name__}) got an input of shape "
-                f"{tuple(x.shape)}, which does not begin with the dimensions {leading}"
-            )
-        self.called.add(path)
-        shared = {"probs": self.probs, "leading": len(leading), "ndim": x.ndim}
-        params = {
-            name: Routed(p.shape, self.mixtures[p], **shared)
-            for name, p in module.named_parameters(recurse=False)
-        }
-        return rule(module, params, x)
+    mixtures: Mapping[torch.Tensor, Mixture]
+    probs: torch.Tensor
+    leading: torch.Size
 
 
 class Switch:
     """What a router shares with the submodules of what it wraps: the call under way, if any."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self.paths, self.call = paths, None  # type: tuple[Sequence[str], Call | None]
+        self.paths, self.call, self.called = paths, None, set()  # type: Any, Call | None, set[str]
+
+    def run(
+        self, call: Call, expert: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the module with its submodules under their rules, each of which must be called."""
+        self.call, self.called = call, set()
+        try:
+            y = expert(*args, **kwargs)
+        finally:
+            self.call = None
+        for path in self.paths:
+            if path not in self.called:
+                raise UnroutableError(
+                    f"{path} was not called: its parameters are used in another way"
+                )
+        return y
+
+    def apply(self, call: Call, path: str, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """What a submodule's rule makes of its input."""
+        num_leading = len(call.leading)
+        if x.ndim <= num_leading or x.shape[:num_leading] != call.leading:
+            raise UnroutableError(
+                f"{path or 'the module'} ({class_of(module).__name__}) got an input of shape "
+                f"{tuple(x.shape)}, which does not begin with the dimensions {tuple(call.leading)}"
+            )
+        self.called.add(path)
+        params = {
+            name: Routed(p.shape, call.mixtures[p], call.probs, leading=num_leading, ndim=x.ndim)
+            for name, p in module.named_parameters(recurse=False)
+        }
+        rule = rule_of(module)
+        assert rule is not None
+        return rule(module, params, x)
 
 
 class Ruled:
@@ -182,14 +191,14 @@ class Ruled:
         call = self.routing_switch.call
         if call is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        return call.run(self.routing_path, self, x)  # type: ignore[arg-type]
+        return self.routing_switch.apply(call, self.routing_path, self, x)  # type: ignore[arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return blank, (self.bare,), self.__getstate__()  # type: ignore[attr-defined]
+        return blank, (self.bare,), self.__getstate__()
 
 
 @lru_cache
-def ruled(cls: type[nn.Module]) -> type[nn.Module]:
+def ruled(cls: Any) -> type[nn.Module]:
     return type(f"Ruled{cls.__name__}", (Ruled, cls), {"bare": cls})
 
 
@@ -198,7 +207,7 @@ def blank(cls: type[nn.Module]) -> nn.Module:
     return object.__new__(ruled(cls))
 
 
-def rule(expert: nn.Module) -> Switch:
+def bind_rules(expert: nn.Module) -> Switch:
     """Let the submodules that own parameters compute by their rules; all of them have one."""
     switch = Switch([path for path, _ in owners(expert)])
     for path, module in owners(expert):

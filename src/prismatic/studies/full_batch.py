@@ -10,6 +10,7 @@ heads, K either.
 
 import copy
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -27,7 +28,6 @@ from prismatic.experiment import build_model
 from prismatic.measures.held_out import measure_pairs
 from prismatic.models import Transformer
 from prismatic.routers import DenseRouter
-from prismatic.routers import vmap_friendly
 from prismatic.stats import loss_ladder
 from prismatic.training import Optimization, cross_entropy
 from prismatic.training.optim import clip_apart, split_parameters
@@ -132,7 +132,9 @@ class Stacked(Learners):
             nats = cells.loss(lambda tokens_CT: functional_call(self.template, state, tokens_CT))
             return nats + self.template.penalty(), nats
 
-        with vmap_friendly():
+        with warnings.catch_warnings():
+            # What vmap has no rule for runs model by model, which is right, only slower.
+            warnings.filterwarnings("ignore", "There is a performance drop")
             return vmap(loss)(self.stacked, self.buffers)
 
     def clip(self, limit: float) -> None:
