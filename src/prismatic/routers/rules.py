@@ -204,13 +204,13 @@ def ruled(cls: Any) -> type[nn.Module]:
 
 def blank(cls: type[nn.Module]) -> nn.Module:
     """A module without its state, as copying and pickling want it."""
-    return object.__new__(ruled(cls))
+    return object.__new__(ruled(cls))  # type: ignore[arg-type]
 
 
 def bind_rules(expert: nn.Module) -> Switch:
     """Let the submodules that own parameters compute by their rules; all of them have one."""
     switch = Switch([path for path, _ in owners(expert)])
     for path, module in owners(expert):
-        module.__class__ = ruled(class_of(module))
+        module.__class__ = ruled(class_of(module))  # type: ignore[arg-type]
         module.routing_switch, module.routing_path = switch, path  # type: ignore[assignment]
     return switch
