@@ -19,24 +19,7 @@ from .tables import latin_square, random_function, sum_digit, sum_mod, uneven
 from .text import IGNORE, Batch, Task, TextTask, user_text
 
 __all__ = [
-    "IGNORE",
-    "Batch",
-    "Bible",
-    "Corpus",
-    "German",
-    "IIDTask",
-    "MixedTask",
-    "PydocTopics",
-    "PythonLibrary",
-    "Shakespeare",
-    "Source",
-    "Task",
-    "TextTask",
-    "UserFiles",
-    "latin_square",
-    "random_function",
-    "sum_digit",
-    "sum_mod",
-    "uneven",
-    "user_text",
-]
+    "IGNORE", "Batch", "Bible", "Corpus", "German", "IIDTask", "MixedTask", "PydocTopics",
+    "PythonLibrary", "Shakespeare", "Source", "Task", "TextTask", "UserFiles", "latin_square",
+    "random_function", "sum_digit", "sum_mod", "uneven", "user_text",
+]  # fmt: skip

@@ -4,49 +4,27 @@ Gains are 1 and biases 0 in all of them.
 """
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from torch import nn
 
+Fill = Callable[[torch.Tensor], object]
 
-def _initialise(
-    model: nn.Module,
-    linear: Callable[[nn.Module], object],
-    embedding: Callable[[nn.Module], object],
-) -> None:
+
+def initialise(model: nn.Module, linear: Fill, embedding: Fill) -> None:
+    """Fill the weights of every linear map and embedding; biases are 0."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            embedding(module)
-        if isinstance(module, nn.Linear):
-            linear(module)
+            embedding(module.weight)
+        elif isinstance(module, nn.Linear):
+            linear(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
 
-def _normal_02(module: nn.Module) -> object:
-    return nn.init.normal_(module.get_parameter("weight"), std=0.02)
-
-
-def _unit(module: nn.Module) -> object:
-    return nn.init.normal_(module.get_parameter("weight"), std=1.0)
-
-
-def _xavier(module: nn.Module) -> object:
-    return nn.init.xavier_uniform_(module.get_parameter("weight"))
-
-
-def normal_02(model: nn.Module) -> None:
-    """N(0, 0.02) everywhere, as GPT-2."""
-    _initialise(model, _normal_02, _normal_02)
-
-
-def xavier(model: nn.Module) -> None:
-    """Xavier-uniform matrices and unit-variance embeddings."""
-    _initialise(model, _xavier, _unit)
-
-
-def xavier_embed_02(model: nn.Module) -> None:
-    """Xavier-uniform matrices and N(0, 0.02) embeddings."""
-    _initialise(model, _xavier, _normal_02)
+small, unit = partial(nn.init.normal_, std=0.02), partial(nn.init.normal_, std=1.0)
+normal_02 = partial(initialise, linear=small, embedding=small)
 
 
 def zero_residual(model: nn.Module) -> None:
@@ -58,8 +36,8 @@ def zero_residual(model: nn.Module) -> None:
 
 
 INITS: dict[str, Callable[[nn.Module], None]] = {
-    "normal_02": normal_02,
-    "xavier": xavier,
-    "xavier_embed_02": xavier_embed_02,
+    "normal_02": normal_02,  # N(0, 0.02) everywhere, as GPT-2
+    "xavier": partial(initialise, linear=nn.init.xavier_uniform_, embedding=unit),
+    "xavier_embed_02": partial(initialise, linear=nn.init.xavier_uniform_, embedding=small),
     "zero_residual": zero_residual,
 }

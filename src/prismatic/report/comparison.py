@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 
 from .losses import NATS
 from .markup import page, paragraph, picture, table
-from .missing import Floats, NothingToDrawError, Steps
 from .page import compute_alarms, compute_reached
-from .record import Record
+from .record import Floats, NothingToDrawError, Record, Steps
 from .style import LINES, MARKERS, STEP, legend, plain, png, styled, title
 
 Runs = Mapping[str, Record | None]  # by label; None where a run left no record

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from prismatic.measures.numerics import FAINT
 
 from .losses import NO_VALIDATION
-from .missing import Floats, NothingToDrawError, Steps, require_last, require_series
-from .record import Record
+from .record import Floats, NothingToDrawError, Record, Steps, require_last, require_series
 from .routing import plot_passes, tick_passes
 from .style import ACCENT, MUTED, SIZE, STEP, legend, styled, title
 

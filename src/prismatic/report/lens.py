@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .missing import Floats, NothingToDrawError, require_views
-from .record import Record
+from .record import Floats, NothingToDrawError, Record, require_views
 from .style import MUTED, SIZE, legend, styled, title, view_name, view_style
 
 NO_LENS = "The router has no views of one base: nothing is perturbed."

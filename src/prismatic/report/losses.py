@@ -9,8 +9,7 @@ from itertools import cycle
 import numpy as np
 from matplotlib.figure import Figure
 
-from .missing import Floats, NothingToDrawError, Steps, require_series, require_views
-from .record import Record
+from .record import Floats, NothingToDrawError, Record, Steps, require_series, require_views
 from .style import ACCENT, MUTED, STEP, legend, styled, title, view_name, view_style
 
 NATS = "loss (nats per token)"

@@ -21,6 +21,9 @@ from prismatic.files import append_line, write_text
 FILE = "diagnostics.jsonl"
 DIGITS = 6  # significant ones, which is what a picture needs
 
+Steps = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Record:
@@ -29,13 +32,13 @@ class Record:
     about: dict[str, Any] = field(default_factory=dict)
     lines: tuple[dict[str, Any], ...] = ()
 
-    def series(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def series(self, name: str) -> tuple[Steps, Floats]:
         """Steps (S,) and values (S, ...) of what was recorded under a name; S may be 0."""
         found = [line for line in self.lines if name in line]
         steps = np.array([line["step"] for line in found], dtype=np.int64)
         return steps, np.array([line[name] for line in found], dtype=np.float64)
 
-    def last(self, name: str) -> NDArray[np.float64] | None:
+    def last(self, name: str) -> Floats | None:
         """The latest values under a name, or None."""
         _, values = self.series(name)
         return values[-1] if len(values) else None
@@ -87,3 +90,32 @@ def as_json(array: NDArray[Any]) -> Any:
         return [as_json(row) for row in array]
     value = float(array)
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+class NothingToDrawError(ValueError):
+    """A run has nothing of what a picture shows; the message says why."""
+
+
+def require_series(record: Record, name: str, why_absent: str) -> tuple[Steps, Floats]:
+    """Steps (S,) and values (S, ...) under a name, at least one of them finite."""
+    steps, values = record.series(name)
+    if not len(steps):
+        raise NothingToDrawError(f"{why_absent} ({name} was not recorded.)")
+    if not np.isfinite(values).any():
+        raise NothingToDrawError(f"Every value of {name} is NaN or infinite: nothing to draw.")
+    return steps, values
+
+
+def require_last(record: Record, name: str, why_absent: str) -> Floats:
+    """The latest values under a name that are not all NaN."""
+    _, values = require_series(record, name, why_absent)
+    finite = np.isfinite(values).reshape(len(values), -1).any(1)
+    return values[finite][-1]
+
+
+def require_views(record: Record) -> int:
+    """The number of views, of which there must be several."""
+    views = int(record.about.get("views", 1))
+    if views < 2:
+        raise NothingToDrawError("The run has one view: there is nothing to route or to compare.")
+    return views

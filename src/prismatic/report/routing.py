@@ -12,8 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .losses import NO_VALIDATION
-from .missing import Floats, NothingToDrawError, Steps, require_last, require_series, require_views
-from .record import Record
+from .record import (
+    Floats,
+    NothingToDrawError,
+    Record,
+    Steps,
+    require_last,
+    require_series,
+    require_views,
+)
 from .style import (
     MARKERS,
     MUTED,

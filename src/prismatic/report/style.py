@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .missing import NothingToDrawError
+from .record import NothingToDrawError
 
 P = ParamSpec("P")
 

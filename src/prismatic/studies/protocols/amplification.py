@@ -25,7 +25,7 @@ from torch.func import vjp
 
 from prismatic.errors import one_of, require
 from prismatic.models import Transformer, watched
-from prismatic.report.missing import NothingToDrawError
+from prismatic.report.record import NothingToDrawError
 from prismatic.report.style import ACCENT, MUTED, legend, plain, title, view_style
 from prismatic.stats import (
     INCONCLUSIVE,

@@ -22,7 +22,7 @@ from torch import nn
 from prismatic.errors import require
 from prismatic.models import Attention, hide_future
 from prismatic.models.parts import NORMS, NoPositions
-from prismatic.report.missing import NothingToDrawError
+from prismatic.report.record import NothingToDrawError
 from prismatic.report.style import (
     ACCENT,
     COLOURS,

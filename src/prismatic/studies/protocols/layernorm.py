@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from prismatic.errors import one_of, require
 from prismatic.models import Transformer
-from prismatic.report.missing import NothingToDrawError
+from prismatic.report.record import NothingToDrawError
 from prismatic.report.style import ACCENT, MUTED, legend, panels, title, view_style
 from prismatic.stats import (
     INCONCLUSIVE,

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from prismatic.data import IGNORE
 from prismatic.errors import require
 from prismatic.models import Transformer
-from prismatic.report.missing import NothingToDrawError
+from prismatic.report.record import NothingToDrawError
 from prismatic.report.style import COLOURS, MARKERS, MUTED, legend, panels, title
 from prismatic.routers import PrismaticRouter, Router
 from prismatic.stats import (

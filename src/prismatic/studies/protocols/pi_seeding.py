@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from prismatic.errors import one_of, require
-from prismatic.report.missing import NothingToDrawError
+from prismatic.report.record import NothingToDrawError
 from prismatic.report.style import COLOURS, MARKERS, plain, title
 from prismatic.stats import ALPHA, NO_VERDICT, RULES, Finding, Interval, holm, simultaneous_level
 

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prismatic.errors import one_of, require
-from prismatic.report.missing import NothingToDrawError
+from prismatic.report.record import NothingToDrawError
 from prismatic.report.style import MUTED, plain, title, view_style
 from prismatic.stats import (
     INCONCLUSIVE,
