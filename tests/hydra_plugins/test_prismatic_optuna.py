@@ -22,6 +22,7 @@ from optuna.distributions import IntDistribution as Int
 from optuna.trial import TrialState
 
 from hydra_plugins.prismatic_optuna import _owner, _space
+from hydra_plugins.prismatic_optuna._storage import open_storage
 from hydra_plugins.prismatic_optuna.callback import Callback
 from hydra_plugins.prismatic_optuna.sweeper import refuse_ranks
 
@@ -313,6 +314,23 @@ def test_storages_are_given_by_address_or_node(sweep, tmp_path):
         study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/{name}")
         assert states(study) == ["COMPLETE"] * 2
     assert (tmp_path / "deep" / "er" / "a.journal").exists()
+
+
+NAMES = ["r%41", "a b", "q?x", "h#x", "{x}", "{SCHEMA_VERSION}", "a@b:c", "&+;,'", "100%", "ä"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("address", ["sqlite:///{}/s.db", "journal://{}/s.db", None])
+def test_a_folder_may_be_called_anything(tmp_path, name, address):
+    folder = tmp_path / name
+    given = address and address.replace("{}", str(folder))
+    for _ in range(2):
+        storage = open_storage(given, folder)
+        study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
+        study.tell(study.ask(), 1.0)
+    assert len(study.trials) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (folder / ("s.db" if address else "study.journal")).is_file()
 
 
 def test_a_line_that_a_killed_writer_left_is_dropped(sweep):
