@@ -26,6 +26,7 @@ from hydra_plugins.prismatic_optuna._storage import open_storage
 from hydra_plugins.prismatic_optuna.callback import Callback
 from hydra_plugins.prismatic_optuna.sweeper import refuse_ranks
 
+from . import processes
 from .toys import BASE, Batched, Stepwise, Sweep
 
 SOURCES = Path(__file__).parents[2] / "src"
@@ -435,6 +436,34 @@ def test_too_many_failures_end_the_sweep_with_their_reasons(sweep):
 def test_all_may_fail_where_the_user_says_so(sweep):
     study = sweep.run(lambda params, folder: math.nan, n_trials=12, max_failure_rate=1)
     assert states(study) == ["FAIL"] * 12
+
+
+def test_in_a_finite_space_no_point_runs_twice_and_the_search_ends_with_it(sweep, caplog):
+    caplog.set_level(logging.INFO)
+    ran = []
+
+    def job(params, folder):
+        ran.append((params["n"], params["x"]))
+        return {"loss": params["n"] + params["x"], "other": 7.0}
+
+    arguments = ["n=int(interval(1,3))", "x=choice(0.5,0.25)"]
+    options = {"sampler_options": {"n_startup_trials": 2}, "seed": 0, **MAPPED}
+    study = sweep.run(job, arguments, n_trials=60, constraints={"other": 9}, **options)
+    assert sorted(ran) == [(n, x) for n in (1, 2, 3) for x in (0.25, 0.5)]
+    assert len(study.trials) < 60 and study.user_attrs["total"] == len(study.trials)
+    again = [trial for trial in study.trials if "reused" in trial.user_attrs]
+    assert again, "TPE asks for a good point again and again"
+    for trial in again:
+        first = study.trials[trial.user_attrs["reused"]]
+        assert (trial.params, trial.values) == (first.params, first.values)
+        assert trial.user_attrs["folder"] == str(first.number) and trial.constraints
+    assert "all 6 points of the space have a result" in caplog.text
+    assert "goes on" not in caplog.messages[-1]
+
+
+def test_where_results_vary_a_point_may_run_again(sweep):
+    study = sweep.run(square, ["x=0.5,1.5"], n_trials=8, seed=0, repeat=True)
+    assert len(sweep.launcher.overrides) == len(study.trials) == 8
 
 
 # -- one study, several sweeps ---------------------------------------------------------------
@@ -858,6 +887,18 @@ def test_under_hydra_killed_and_resumed(sweep, program):
     assert [trial.number for trial in study.trials] == list(range(len(study.trials)))
     assert all(trial.value == trial.params["x"] ** 2 for trial in done)
     assert all((sweep.dir / str(trial.number)).is_dir() for trial in done)
+
+
+def test_a_trials_folder_is_what_its_own_configuration_says(tmp_path):
+    """Its progress is read there, and nothing else is left in the sweep's folder."""
+    toy = processes.toy(tmp_path)
+    subdir = "hydra.sweep.subdir=trial_${hydra.job.num}_${hydra.job.override_dirname}"
+    toy.finish("x=1,2", "do=square", "hydra.sweeper.sampler=grid", subdir)
+    assert [trial.value for trial in toy.trials] == [1, 4]
+    folders = [trial.user_attrs["folder"] for trial in toy.trials]
+    assert folders == ["trial_0_do=square,x=1", "trial_1_do=square,x=2"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == folders
+    assert all((tmp_path / "out" / folder / "result.json").is_file() for folder in folders)
 
 
 def test_a_grid_that_was_killed_is_finished_by_its_command_without_repeating_a_run(sweep, program):

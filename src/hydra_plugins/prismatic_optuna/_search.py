@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 import yaml
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -280,7 +280,7 @@ class Search:
         """Ask for a trial as long as some are missing."""
         if not self.running and self.missing() <= 0:
             self.recover()  # what other sweeps left running in the meantime
-        while self.missing() > 0:
+        while self.missing() > 0 and not self.is_exhausted():
             trial = self.study.ask(self.space.params)
             trial.set_user_attr("owner", self.owner.name)
             queued = "fixed_params" in _study.stored(self.study, trial.number).system_attrs
@@ -288,11 +288,49 @@ class Search:
                 _study.give_back(self.study, trial.number, self.options.max_retries)
                 time.sleep(random.uniform(0, 1))
                 continue
+            if not self.options.repeat and self.reuse(trial):
+                continue
             self.running[trial.number] = RunningTrial(trial)
             overrides = self.space.overrides(trial.params)
             self.notify("on_trial_start", trial, overrides)
             return trial.number, overrides
         return None
+
+    def is_exhausted(self) -> bool:
+        """Whether every point of a finite space has a result or runs: the study is complete."""
+        if self.options.repeat or self.is_grid or self.space.size is None:
+            return False
+        known = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        trials = self.study.get_trials(deepcopy=False, states=known)
+        points = {tuple(map(trial.params.get, self.space.params)) for trial in trials}
+        if len(points) < self.space.size:
+            return False
+        if not self.running:
+            found = count_trials(self.study)
+            self.total = found["finished"] + found["running"]  # in other sweeps
+            self.study.set_user_attr("total", self.total)
+            log.info("all %d points of the space have a result", self.space.size)
+        return True
+
+    def reuse(self, trial: Trial) -> bool:
+        """Give a trial the result that its point has already, if it has one."""
+        known = (TrialState.COMPLETE, TrialState.PRUNED)
+        earlier = self.study.get_trials(deepcopy=False, states=known)
+        same = next((t for t in earlier if t.params == trial.params), None)
+        if same is None:
+            return False
+        log.info("trial %d asks for the point of trial %d again", trial.number, same.number)
+        trial.set_user_attr("reused", same.number)
+        for key in ("folder", "metrics", "reason"):
+            if key in same.user_attrs:
+                trial.set_user_attr(key, same.user_attrs[key])
+        for name, distance in same.constraints.items():
+            trial.set_constraint(name, distance)
+        complete = same.state is TrialState.COMPLETE
+        self.study.tell(trial, same.values if complete else None, state=same.state)
+        result = JobReturn(status=JobStatus.COMPLETED, _return_value=same.values)
+        self.after(trial.number, result)
+        return True
 
     def watch(self, number: int, folder: Path) -> None:
         """A trial's job has started in this folder."""

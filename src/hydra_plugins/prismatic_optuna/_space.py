@@ -96,11 +96,10 @@ class Space:
         return [self.overrides(row) for row in rows]
 
     @property
-    def size(self) -> int:
-        """How many combinations of choices there are."""
-        return math.prod(
-            len(d.choices) for d in self.params.values() if isinstance(d, CategoricalDistribution)
-        )
+    def size(self) -> int | None:
+        """How many points there are; None where a parameter varies without steps."""
+        counts = [_count(distribution) for distribution in self.params.values()]
+        return None if None in counts else math.prod(map(int, counts))  # type: ignore[arg-type]
 
     def points(self) -> Iterator[dict[str, Any]]:
         """Every combination of choices, the last one fastest, as in Hydra's own grids."""
@@ -145,6 +144,14 @@ def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     return str(value)
+
+
+def _count(d: BaseDistribution) -> int | None:
+    if isinstance(d, CategoricalDistribution):
+        return len(d.choices)
+    if isinstance(d, IntDistribution | FloatDistribution) and d.step:
+        return round((d.high - d.low) / d.step) + 1
+    return None
 
 
 def distribution(override: Override, grid: bool = False) -> BaseDistribution:

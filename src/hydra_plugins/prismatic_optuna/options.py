@@ -32,6 +32,7 @@ class SweeperOptions:
     n_trials: int | None = 20  # the study's total, over all its sweeps; null: the grid's size
     n_jobs: Any = "${oc.select:hydra.launcher.n_jobs,1}"
     params: dict[str, Any] = field(default_factory=dict)  # override: what follows its "="
+    repeat: bool = False  # whether a point that is asked again runs again, since results vary
     enqueue: list[Any] = field(default_factory=list)  # mappings of parameters, asked first
 
     # null, dominated, median, hyperband; or a mapping with `rule` and the rule's options.

@@ -4,7 +4,7 @@ The user attributes of a study say what it asks: `question` (params, objectives,
 constraints), `fixed` (the overrides of every job) and `total` (the trials it shall finish). Those
 of a trial, besides Optuna's own: `owner` (who runs it), `folder` (below the sweep's), `reason` (of
 its end), `again` (lost, and not counted since its parameters are asked again), `retry_of` and
-`retries`, `enqueued`, `metrics`, `progress:<step>`.
+`retries`, `enqueued`, `reused` (whose result it has), `metrics`, `progress:<step>`.
 """
 
 import csv

@@ -106,7 +106,9 @@ class SweepRun:
     def update(self) -> None:
         """Record the trials that ended since, and how the sweep stands."""
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and trial.number not in self.recorded:
+            if trial.number in self.recorded or "reused" in trial.user_attrs:  # that has no run
+                continue
+            if trial.state.is_finished():
                 self.record(trial)
         ended, found = finished_trials(self.study), count_trials(self.study)
         alone = len(self.study.directions) == 1
