@@ -52,6 +52,7 @@ def typed(command):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_what_a_sweeps_file_sets_is_written_out(path, tmp_path):
     fixed = ["debug=tiny", "trainer.max_steps=9", f"{path.parent.name}={path.stem}"]
+    fixed.append("++logger.run_name=seed_${seed}")
     expected = trial(tmp_path, [*fixed, *CHOSEN.get(path.stem, [])])
     arguments = typed(rerun.command_of(tmp_path / "7"))
     assert not any(word.startswith(("-", "grid=", "optuna=", "hydra")) for word in arguments)

@@ -180,14 +180,14 @@ def load_of(task: TaskFunction, preload: Sequence[str]) -> Load:
 def returned(job: JobReturn, ended: Ended) -> JobReturn:
     """The job with its result; without one it has failed, whatever its exit status."""
     folder = Path(str(job.working_dir))
-    text, result = folder / LOG, folder / RESULT
+    printed, result = folder / LOG, folder / RESULT
     if result.exists():
         job.return_value = json.loads(result.read_text(encoding="utf-8"))
         job.status = JobStatus.COMPLETED
     else:
-        reason = f"trial {ended.number} {ended.cause or meaning(ended.status)}: {text}"
+        reason = f"trial {ended.number} {ended.cause or meaning(ended.status)}: {printed}"
         lost = ended.cause == LOST or (not ended.cause and ended.status in DIED)
-        job.return_value = TrialError(f"{reason}\n{tail(text)}".rstrip(), lost)
+        job.return_value = TrialError(f"{reason}\n{tail(printed)}".rstrip(), lost)
         job.status = JobStatus.FAILED
     return job
 

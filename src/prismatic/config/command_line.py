@@ -19,7 +19,7 @@ from typing import Any, cast
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prismatic.errors import FULL_DISK, causes
@@ -144,9 +144,12 @@ def the_one_given(config: Mapping[str, object], keys: Iterable[str]) -> str:
     return given[0]
 
 
-def texts(overrides: Sequence[str]) -> list[str]:
-    """Overrides as they were typed: what one of them interpolates is not known where it stands."""
-    return cast(list[str], OmegaConf.to_container(cast(ListConfig, overrides), resolve=False))
+def texts(overrides: Any) -> list[str]:
+    """A node of overrides as they were typed: what one interpolates is not known where it stands.
+
+    Iterating over such a node would resolve it there.
+    """
+    return cast(list[str], OmegaConf.to_container(overrides, resolve=False))
 
 
 def refuse_added(overrides: Sequence[str], valid: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
 from hydra_plugins.prismatic_optuna.study import best_trials
-from prismatic.config.command_line import quote
+from prismatic.config.command_line import quote, texts
 
 SWEEP = re.compile(r"\+{0,2}(grid|optuna)=")
 NESTING = "logger.parent_run_id"  # under the sweep's run in MLflow, where it does not belong alone
@@ -39,7 +39,7 @@ def command_of(folder: Path) -> str:
     if not (kept / "overrides.yaml").exists():
         return ""
     hydra = OmegaConf.load(kept / "hydra.yaml").hydra
-    typed = map(str, OmegaConf.load(kept / "overrides.yaml"))
+    typed = texts(OmegaConf.load(kept / "overrides.yaml"))
     overrides = [override for override in typed if NESTING not in override]
     python = "python" if shutil.which("python") == sys.executable else sys.executable
     words = [python, sys.argv[0], *config_options(hydra)]
