@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -174,9 +175,10 @@ def test_a_folder_with_a_quote_in_its_name(script, tmp_path, monkeypatch):
 
 
 def test_what_is_to_be_repeated_is_what_was_typed(study):
-    _, folder = study("tier=smoke", "study.claims.better.smallest_effect=0.4")
-    told = json.loads((folder / "verdict.json").read_text())["command"]
-    assert str(CONF) in told and "study.claims.better.smallest_effect=0.4" in told
+    typed = ["study.claims.better.smallest_effect=0.4", "logger.experiment_name=of_${tier}"]
+    _, folder = study("tier=smoke", *typed)
+    told = shlex.split(json.loads((folder / "verdict.json").read_text())["command"])
+    assert str(CONF) in told and set(typed) <= set(told)
 
 
 def test_a_result_of_another_specification_is_marked():

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from prismatic.config.command_line import explain, quote
+from prismatic.config.command_line import explain, quote, texts
 from prismatic.config.paths import ROOT, absolute
 from prismatic.errors import one_of, require
 from prismatic.files import append_line, write_text
@@ -211,7 +211,7 @@ class StudyRecord:
 
 def typed() -> list[str]:
     """The overrides of the command line, where there is one."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return texts(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def command(config: DictConfig) -> str:
