@@ -146,23 +146,22 @@ def describe_views(found: Iterable[Change]) -> dict[str, Any]:
     a view's change of all weights over their norm, `change_PE` the same by tensor. Empty as
     `view_measures` is.
     """
-    names, matrix, energy_PE, total_P = [], [], [], []
+    names: list[str] = []
+    strengths: list[Strength] = []
     lenses: dict[tuple[int, str], Change] = {}
     for change in found:
         names.append(change.name)
-        matrix.append(change.weight.ndim > 1)
-        energy_PE.append((change.f_EP * change.weight.flatten()).square().sum(1))
-        total_P.append(change.weight.square().sum())
+        strengths.append(strength_of(change))
         if change.weight.any():
             lenses.setdefault((change.weight.ndim, change.name.rpartition(".")[2]), change)
     if not names:
         return {}
-    energies, totals = torch.stack(energy_PE), torch.stack(total_P)
+    every_EE = torch.eye(len(strengths[0].gram_EE), dtype=torch.float64)
     return {
         "tensors": names,
-        "matrix": matrix,
-        "norm_E": (energies.sum(0) / totals.sum().clamp(min=TINY)).sqrt().tolist(),
-        "change_PE": (energies / totals.clamp(min=TINY)[:, None]).sqrt().tolist(),
+        "matrix": [one.is_matrix for one in strengths],
+        "norm_E": relative_norms(strengths, every_EE).tolist(),
+        "change_PE": [relative_norms([one], every_EE).tolist() for one in strengths],
         "lens": {change.name: describe_lens(change) for change in lenses.values()},
     }
 
