@@ -59,8 +59,10 @@ def test_the_cases_of_the_sweep_bench_are_the_same_trials():
 
 @pytest.mark.slow
 def test_the_sweep_bench_counts_training_apart():
-    result, table = sweep(["grid"], trials=3, n_jobs=2, overrides=["debug=tiny", "logger=none"])
-    (row,) = result["cases"]
+    tiny = ["debug=tiny", "logger=none"]
+    result, table = sweep(["grid"], trials=3, n_jobs=2, overrides=tiny, lengths=[20])
+    row, long = result["cases"]
+    assert long["trials"] == 8 and 0 < long["training"] < 2 * long["wall"] and "at 20" in table
     assert row["trials"] == 3 and 0 < row["training"] < 2 * row["wall"]
     assert "grid" in table
 

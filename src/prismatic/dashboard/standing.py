@@ -179,6 +179,7 @@ def draw_history(study: Study) -> "Figure":
     if reference_M is None or len(names) == 1:
         axes = plot_optimization_history(study, target_name=names[0])
         axes.set_title(f"{names[0]} of each trial, and the best so far")
+        axes.legend(loc="best")  # Optuna puts it outside
     else:
         axes = plot_hypervolume_history(study, list(reference_M))
         axes.set_title("hypervolume of the front after each trial")
@@ -188,6 +189,7 @@ def draw_history(study: Study) -> "Figure":
 
 def draw_parameters(study: Study, objective: int, name: str) -> "Figure":
     """An objective over the searched parameters, of which six find room."""
+    from matplotlib.ticker import NullFormatter
     from optuna.visualization.matplotlib import plot_slice
 
     complete = [t for t in study.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
@@ -203,6 +205,8 @@ def draw_parameters(study: Study, objective: int, name: str) -> "Figure":
     figure.suptitle(f"{name} over {shown or 'the parameters'}", x=0.01, ha="left")
     for axes in np.ravel(panels):
         axes.set_title("")
+        if axes.get_xscale() == "log":
+            axes.xaxis.set_minor_formatter(NullFormatter())  # its numbers cover one another
     return figure
 
 
