@@ -417,7 +417,7 @@ def test_the_real_script(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    folders = sorted(tmp_path.glob("sweeps/*/*/[01]"))
+    folders = sorted(tmp_path.glob("sweeps/*/[01]"))
     losses = [json.loads((folder / "result.json").read_text()) for folder in folders]
     assert len(losses) == 2 and losses[0] != losses[1] and all(map(math.isfinite, losses))
     assert all((folder / "checkpoints/best.ckpt").is_file() for folder in folders)
