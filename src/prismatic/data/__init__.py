@@ -11,7 +11,7 @@ from .corpora import (
     PydocTopics,
     PythonLibrary,
     Shakespeare,
-    Source,
+    TextSource,
     UserFiles,
 )
 from .synthetic import IIDTask, MixedTask
@@ -20,6 +20,6 @@ from .text import IGNORE, Batch, Task, TextTask, user_text
 
 __all__ = [
     "IGNORE", "Batch", "Bible", "Corpus", "German", "IIDTask", "MixedTask", "PydocTopics",
-    "PythonLibrary", "Shakespeare", "Source", "Task", "TextTask", "UserFiles", "latin_square",
+    "PythonLibrary", "Shakespeare", "Task", "TextSource", "TextTask", "UserFiles", "latin_square",
     "random_function", "sum_digit", "sum_mod", "uneven", "user_text",
 ]  # fmt: skip

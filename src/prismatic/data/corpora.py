@@ -38,7 +38,7 @@ class Corpus(NamedTuple):
         return row | {"sha256": digest, "bytes": len(self.text)}
 
 
-class Source(Protocol):
+class TextSource(Protocol):
     """Where one or several corpora come from."""
 
     def corpora(self, max_bytes: int | None) -> list[Corpus]:

@@ -10,7 +10,7 @@ import torch
 
 from prismatic.errors import one_of, require
 
-from .corpora import Corpus, Source, UserFiles
+from .corpora import Corpus, TextSource, UserFiles
 
 IGNORE = -100
 SPLITS = ("train", "val", "test")
@@ -67,7 +67,7 @@ class TextTask:
     bayes_loss: float | None = None
 
     def __init__(
-        self, sources: Sequence[Source], seq_len: int = 128, max_bytes: int | None = 2_000_000
+        self, sources: Sequence[TextSource], seq_len: int = 128, max_bytes: int | None = 2_000_000
     ) -> None:
         require_count("seq_len", seq_len, "data.seq_len=128")
         if max_bytes is not None:

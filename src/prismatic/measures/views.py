@@ -17,7 +17,7 @@ EVEN, LARGEST = 1500, 500  # positions of a lens that are kept: evenly spread, a
 MOVED = 0.01  # a weight counts as moved when a view changes it by more than this share
 
 
-class Change(NamedTuple):
+class ViewChange(NamedTuple):
     """A wrapped parameter and the relative change that each view makes of it, in float64."""
 
     router: PrismaticRouter
@@ -38,7 +38,7 @@ class Change(NamedTuple):
         return changed_K[shape_K > 0].square().sum()
 
 
-def changes(model: Transformer) -> Iterator[Change]:
+def changes(model: Transformer) -> Iterator[ViewChange]:
     """What views of one base change; nothing for other models, and for one view."""
     for router in model.routers:
         if isinstance(router, PrismaticRouter) and router.num_experts > 1:
@@ -46,7 +46,9 @@ def changes(model: Transformer) -> Iterator[Change]:
                 parameter = full_tensor(share)
                 f_EP = router.factors(name, parameter)
                 path = f"{router.name}.{name}"
-                yield Change(router, path, parameter.detach().double().cpu(), f_EP.double().cpu())
+                yield ViewChange(
+                    router, path, parameter.detach().double().cpu(), f_EP.double().cpu()
+                )
 
 
 class Strength(NamedTuple):
@@ -62,7 +64,7 @@ class Strength(NamedTuple):
     advertised: float
 
 
-def strength_of(change: Change) -> Strength:
+def strength_of(change: ViewChange) -> Strength:
     """What is needed of a change, but not the change itself."""
     changed_EP = change.f_EP * change.weight.flatten()
     return Strength(
@@ -139,7 +141,7 @@ def merged_norms(
     return merged
 
 
-def describe_views(found: Iterable[Change]) -> dict[str, Any]:
+def describe_views(found: Iterable[ViewChange]) -> dict[str, Any]:
     """How strong each view is, tensor by tensor, and the lens on one tensor of each kind.
 
     Kinds are matrices, gains and biases. Of a tensor of zeros nothing can be selected. `norm_E` is
@@ -148,7 +150,7 @@ def describe_views(found: Iterable[Change]) -> dict[str, Any]:
     """
     names: list[str] = []
     strengths: list[Strength] = []
-    lenses: dict[tuple[int, str], Change] = {}
+    lenses: dict[tuple[int, str], ViewChange] = {}
     for change in found:
         names.append(change.name)
         strengths.append(strength_of(change))
@@ -166,7 +168,7 @@ def describe_views(found: Iterable[Change]) -> dict[str, Any]:
     }
 
 
-def describe_lens(change: Change) -> dict[str, Any]:
+def describe_lens(change: ViewChange) -> dict[str, Any]:
     """A tensor's focal pattern and the relative change it makes, at positions evenly spread over
     the tensor and at those that are changed most.
     """
