@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
-from scipy.special import logsumexp
 
 from prismatic.errors import require
 
@@ -18,7 +17,8 @@ from .checks import finite, share
 
 def straight(growth: float, depth_L: np.ndarray) -> np.ndarray:
     """ln of a line from 1 at depth 0 to exp(growth) at depth 1."""
-    return logsumexp([[0.0], [growth]], b=[1 - depth_L, depth_L], axis=0)
+    with np.errstate(divide="ignore"):  # ln 0 at both ends
+        return np.logaddexp(np.log1p(-depth_L), growth + np.log(depth_L))
 
 
 # The logarithm of a curve that grows by a factor exp(growth) from the first layer to the last, up

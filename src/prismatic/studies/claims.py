@@ -52,7 +52,8 @@ def values(
     Raises `UnjudgeableError` for a run without a finite value.
     """
     one_of("measure", measure, tuple(map(str, table.columns)))
-    rows = table[table["arm"] == arm].set_index("seed").sort_index()
+    columns = ["seed", *dict.fromkeys(["diverged", measure])]
+    rows = table.loc[table["arm"] == arm, columns].set_index("seed").sort_index()
     measured = rows[measure].astype(float)
     if if_diverged is not None:
         measured = measured.where(rows["diverged"] == 0, if_diverged)

@@ -343,10 +343,7 @@ class Exponential(Claim):
                 leads[name] = self.leads(table, arms)
             except UnjudgeableError as reason:
                 lost[name] = reason.finding()
-        p = [
-            max(float(sign_flip_p(lead_N, rng)) for lead_N in one.values())
-            for one in leads.values()
-        ]
+        p = [sign_flip_p(np.stack([*one.values()]), rng).max() for one in leads.values()]
         adjusted = holm([*p, *[1.0] * len(lost)]).tolist()
         found = {
             name: gated(self.found(one, holm_p), self.why_bent(table, self.of[name]))
