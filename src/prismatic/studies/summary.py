@@ -173,8 +173,11 @@ def publish(results: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         link = f"[{path.name}]({path.name}/{MARKDOWN})"
         rows.append([link, r["question"], r["verdict"], r["tier"], r["date"], r["commit"]])
     head = ("study", "question", "verdicts", "tier", "judged", "commit")
-    parts = ["# Results", PUBLISHED, markdown_table(head, rows)]
+    parts = ["# Results", PUBLISHED, *([markdown_table(head, rows)] if rows else [])]
     if lacking:
-        parts.append(f"Only figures of an earlier round are here of {', '.join(lacking)}.")
+        parts.append(
+            f"Of {', '.join(lacking)} only figures of an earlier round are here: `LOG.md` has what "
+            "was found."
+        )
     write_text(folder / INDEX, "\n\n".join(parts) + "\n")
     return folder / INDEX
