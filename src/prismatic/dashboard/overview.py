@@ -45,7 +45,7 @@ class Worker:
         self.asked.put(done)
         return done
 
-    def finish(self, seconds: float) -> bool:
+    def finish(self, seconds: float | None) -> bool:
         """Have the tasks done for the last time; whether that took no longer."""
         self.over.set()
         return self.ask().wait(seconds)
@@ -126,7 +126,8 @@ class Overview(Callback):
         """Wait for what is still to be written."""
         self.again = rerun.command(study, self.folder)
         self.status = outcome()
-        if not self.worker.finish(END):
+        # Pictures come to an end by themselves; a server may never answer.
+        if not self.worker.finish(END if self.logs else None):
             log.warning("MLflow does not answer: the overview is in %s alone", self.folder)
         elif self.parent is not None:
             log.info("overview in MLflow: make ui, or %s", self.parent.logger.url())
