@@ -325,8 +325,8 @@ class Views:
         return tuple(self.draws[key])
 
     @torch._dynamo.assume_constant_result
-    def order(self, name: str, numel: int, device: torch.device) -> torch.Tensor:
-        """What `place` wants: drawn orders of all positions, (V, P) int32."""
+    def order(self, name: str, numel: int, device: torch.device) -> tuple[torch.Tensor]:
+        """What `place` wants, alone in a tuple: drawn orders of all positions, (V, P) int32."""
         key = ("order", name, numel, device)
         if key not in self.draws:
             size = sum(self.perturbation.counts(numel))
@@ -334,7 +334,7 @@ class Views:
             drawn = [draw_order(self.perturbation, self.path(name), v, numel) for v in views]
             order_VP = torch.stack(drawn).int()
             order_VP[:, :size] = order_VP[:, :size].sort(1).values
-            self.draws[key] = order_VP.to(device)
+            self.draws[key] = (order_VP.to(device),)
         return self.draws[key]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -357,7 +357,7 @@ class Pending:
         if views.is_drawn:  # each view selects among what it has drawn
             numel = len(self.weight_P)
             size = min(sum(views.perturbation.counts(numel)), numel)
-            self.place_VK = place(self.weight_P, views.order(name, numel, weight.device), size)
+            self.place_VK = place(self.weight_P, *views.order(name, numel, weight.device), size)
             self.candidates, self.runs = list(self.weight_P[self.place_VK]), ((0, size),)
 
     def change(self, roles: Sequence[torch.Tensor]) -> Change:
