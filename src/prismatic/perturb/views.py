@@ -44,9 +44,15 @@ class Whole(NamedTuple):
     weights_JQE: torch.Tensor
     basis_QL: torch.Tensor
 
+    @property
     def runs(self) -> tuple[tuple[int, int], ...]:
         """From where to where roles are needed."""
         return ((0, self.rows * self.columns),)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all positions are alike."""
+        return len(self.weights_JQE) == self.basis_QL.shape[1] == 1
 
     def coefficients(self, probs: torch.Tensor) -> torch.Tensor:
         """What each basis vector counts for: (..., E) -> (..., J, Q)."""
@@ -57,13 +63,10 @@ class Whole(NamedTuple):
 class Narrow(NamedTuple):
     """m_i over some rows of a matrix: row k belongs to one view and has a pattern of its own."""
 
-    spans: tuple[tuple[int, int], ...]  # of positions, one per view
+    runs: tuple[tuple[int, int], ...]  # of positions, one per view
     row_K: torch.Tensor  # int64
     weights_KE: torch.Tensor  # 1 at the row's view
     basis_KI: torch.Tensor
-
-    def runs(self) -> tuple[tuple[int, int], ...]:
-        return self.spans
 
 
 Form = Whole | Narrow
@@ -74,23 +77,22 @@ def build_form(
     shape: torch.Size,
     num_views: int,
     focal: Focal,
-    *,
     least: float,
-    shared: bool,
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    shared: bool,
     noise: tuple[Perturbation, str] | None = None,
 ) -> Form:
     """The form of a tensor's changes; a constant, since it depends on no weight.
 
-    `least` is the least change that counts; `shared` says whether all views share their roles;
+    `least` is the least change that counts; `shared` says whether all views share their signs;
     `noise` keys draws that multiply the pattern.
     """
     numel = shape.numel()
 
     def pattern(view: int) -> torch.Tensor:
-        position_P = torch.arange(numel).double()
-        shape_P = modulation(position_P, numel, view, num_views, focal)
+        shape_P = modulation(torch.arange(numel).double(), numel, view, num_views, focal)
         return shape_P * draw_noise(*noise, view, numel) if noise else shape_P
 
     with torch.inference_mode(False), torch.no_grad():
@@ -102,6 +104,9 @@ def build_form(
             form = Whole(1, numel, torch.eye(num_views)[None, 1:], basis_VP)
         fields: list[Any] = [x.to(device) if isinstance(x, torch.Tensor) else x for x in form]
         return type(form)(*fields[:2], *(x.to(dtype) for x in fields[2:]))
+
+
+kept_form = lru_cache(maxsize=512)(build_form)
 
 
 def narrow(pattern: PatternOf, shape: torch.Size, num_views: int, least: float) -> Narrow | None:
@@ -154,12 +159,8 @@ def short(pattern: PatternOf, shape: torch.Size, num_views: int) -> Whole | None
     if torch.allclose(basis_QL, basis_QL[:, :1], rtol=0, atol=1e-12):
         weights_JQE = weights_JQE * basis_QL[:, 0, None]
         basis_QL = torch.ones_like(basis_QL[:, :1])
-    if len(weights_JQE) == basis_QL.shape[1] == 1:  # the same everywhere, so for any rows
-        rows, columns = shape[0], shape[1:].numel()
-    return Whole(rows, columns, weights_JQE, basis_QL)
-
-
-kept_form = lru_cache(maxsize=512)(build_form)
+    form = Whole(rows, columns, weights_JQE, basis_QL)
+    return form._replace(rows=shape[0], columns=shape[1:].numel()) if form.is_flat else form
 
 
 class Change:
@@ -224,9 +225,8 @@ class Change:
                 energy_K = self.reached().double().square().sum(1)
                 moved_E = (energy_K @ self.form.weights_KE.double()).sqrt()
             else:
-                moved_E = torch.stack(
-                    [wide_norm(f_P * self.weight.flatten()) for f_P in self.factors()]
-                )
+                moved_EP = self.factors() * self.weight.flatten()
+                moved_E = torch.stack([wide_norm(moved_P) for moved_P in moved_EP])
             scale_E = wide_norm(self.weight) / moved_E * (perturbation.strength or 0.0)
             scale_E = torch.where(moved_E > 0, scale_E, 0.0)
         if not torch.compiler.is_compiling():
@@ -286,13 +286,12 @@ class Views:
         self.is_short = getattr(perturbation, "has_short_form", False)
         self.is_drawn = self.is_short and perturbation.is_drawn
         self.is_noise = self.is_short and perturbation.is_noise
-        self.draws: dict[tuple[object, ...], Any] = {}
+        unscaled = perturbation.scale == 0 and perturbation.strength is None
+        self.inert = unscaled or num_views == 1  # no view differs from the tensors as they are
+        self.draws: dict[tuple[object, ...], tuple[Any, ...]] = {}
 
-    @property
-    def inert(self) -> bool:
-        """Whether no view differs from the tensors as they are."""
-        unscaled = self.perturbation.scale == 0 and self.perturbation.strength is None
-        return unscaled or self.num_views == 1
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "draws": {}}  # large, and drawn again when they are wanted
 
     def changes(
         self, tensors: Mapping[str, torch.Tensor], product: torch.dtype | None = None
@@ -306,39 +305,33 @@ class Views:
     def path(self, name: str) -> str:
         return f"{self.prefix}.{name}".strip(".")
 
+    # Constants go to a compiler in tuples, since it sees through those alone.
+
     @torch._dynamo.assume_constant_result
-    def form(
-        self, name: str, shape: torch.Size, eps: float, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Any, ...]:
+    def form(self, name: str, shape: torch.Size, eps: float, *place: Any) -> tuple[Any, ...]:
         """The fields of the form of a tensor's changes, as far as rounding to `eps` shows them."""
         strength = self.perturbation.strength
         most = self.perturbation.scale if strength is None else self.perturbation.strength_max_scale
-        most = max(most, 1.0) * (1.0 if self.is_short and not self.is_noise else LARGEST_DRAW)
-        key = ("form", name, shape, eps, dtype, device)
+        plain = self.is_short and not self.is_noise
+        least = eps / 2 / max(most, 1.0) / (1.0 if plain else LARGEST_DRAW)
+        shared, options = plain and not self.is_drawn, (shape, self.num_views, self.focal, least)
+        if not self.is_noise:
+            return tuple(kept_form(*options, *place, shared=shared))
+        key, noise = (name, shape, eps, *place), (self.perturbation, self.path(name))
         if key not in self.draws:
-            build = build_form if self.is_noise else kept_form
-            self.draws[key] = build(
-                shape, self.num_views, self.focal, least=eps / 2 / most, dtype=dtype, device=device,
-                shared=self.is_short and not self.is_drawn and not self.is_noise,
-                noise=(self.perturbation, self.path(name)) if self.is_noise else None,
-            )  # fmt: skip
-        return tuple(self.draws[key])
+            self.draws[key] = tuple(build_form(*options, *place, shared=False, noise=noise))
+        return self.draws[key]
 
     @torch._dynamo.assume_constant_result
-    def order(self, name: str, numel: int, device: torch.device) -> tuple[torch.Tensor]:
-        """What `place` wants, alone in a tuple: drawn orders of all positions, (V, P) int32."""
-        key = ("order", name, numel, device)
-        if key not in self.draws:
-            size = sum(self.perturbation.counts(numel))
-            views = range(1, self.num_views)
+    def order(self, name: str, numel: int, device: torch.device) -> tuple[Any, ...]:
+        """What `place` wants: drawn orders of all positions, (V, P) int32."""
+        if (name, numel, device) not in self.draws:
+            size, views = sum(self.perturbation.counts(numel)), range(1, self.num_views)
             drawn = [draw_order(self.perturbation, self.path(name), v, numel) for v in views]
             order_VP = torch.stack(drawn).int()
             order_VP[:, :size] = order_VP[:, :size].sort(1).values
-            self.draws[key] = (order_VP.to(device),)
-        return self.draws[key]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "draws": {}}  # large, and drawn again when they are wanted
+            self.draws[name, numel, device] = (order_VP.to(device),)
+        return self.draws[name, numel, device]
 
 
 class Pending:
@@ -348,25 +341,25 @@ class Pending:
         self, views: Views, name: str, weight: torch.Tensor, product: torch.dtype | None
     ) -> None:
         self.views, self.name, self.weight = views, name, weight
-        self.weight_P = weight.detach().flatten()
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        weight_P = self.weight_P = weight.detach().flatten()
+        self.dtype = torch.promote_types(weight.dtype, torch.float32)
         eps = max(torch.finfo(d).eps for d in (weight.dtype, product or weight.dtype))
-        fields = views.form(name, weight.shape, eps, dtype, weight.device)
+        fields = views.form(name, weight.shape, eps, self.dtype, weight.device)
         self.form: Form = Narrow(*fields) if isinstance(fields[0], tuple) else Whole(*fields)
-        self.candidates, self.runs = [self.weight_P] if views.is_short else [], self.form.runs()
+        self.candidates, self.runs = [weight_P] if views.is_short else [], self.form.runs
         if views.is_drawn:  # each view selects among what it has drawn
-            numel = len(self.weight_P)
-            size = min(sum(views.perturbation.counts(numel)), numel)
-            self.place_VK = place(self.weight_P, *views.order(name, numel, weight.device), size)
-            self.candidates, self.runs = list(self.weight_P[self.place_VK]), ((0, size),)
+            size = min(sum(views.perturbation.counts(len(weight_P))), len(weight_P))
+            (order_VP,) = views.order(name, len(weight_P), weight.device)
+            self.place_VK = place(weight_P, order_VP, size)
+            self.candidates, self.runs = list(weight_P[self.place_VK]), ((0, size),)
 
     def change(self, roles: Sequence[torch.Tensor]) -> Change:
         """The change, from the roles of all candidates' runs."""
         views, perturbation, form = self.views, self.views.perturbation, self.form
         direction: Any = 1.0
-        sign = None
         if views.is_short and not views.is_noise:
             direction = MODES[perturbation.mode]
+        sign = None
         if views.is_short and not views.is_drawn:
             sign = torch.cat(list(roles)) if len(roles) > 1 else roles[0]
             if views.is_noise:
@@ -374,7 +367,7 @@ class Pending:
                 sign = sign.abs() * weight_X.sign().to(torch.int8)
         elif isinstance(form, Narrow):
             own_VP = self.own_changes(roles)
-            sign = torch.cat([own_VP[v, a:b] for v, (a, b) in enumerate(form.runs())])
+            sign = torch.cat([own_VP[v, a:b] for v, (a, b) in enumerate(form.runs)])
         else:
             form = Whole(*form[:3], form.basis_QL * self.own_changes(roles))
         found = Change(self.weight, form, sign, direction)
@@ -384,16 +377,16 @@ class Pending:
 
     def own_changes(self, roles: Sequence[torch.Tensor]) -> torch.Tensor:
         """What each view changes before modulation, but for the draws of noise: (V, P)."""
-        views, perturbation = range(1, self.views.num_views), self.views.perturbation
+        weight_P, perturbation = self.weight_P, self.views.perturbation
         if self.views.is_drawn:
-            role_VP = roles[0].new_zeros(len(views), len(self.weight_P))
+            role_VP = roles[0].new_zeros(len(roles), len(weight_P))
             role_VP = role_VP.scatter(1, self.place_VK, torch.stack(list(roles)))
-            return role_VP.abs() * self.weight_P.sign() if self.views.is_noise else role_VP
+            return role_VP.abs() * weight_P.sign() if self.views.is_noise else role_VP
         path, found = self.views.path(self.name), []
-        for view in views:
-            role_P = role(self.weight_P, perturbation, path, view)
-            found.append(unit_change(self.weight_P, role_P, perturbation, path, view))
-        return torch.stack(found).to(self.form[3].dtype)
+        for view in range(1, self.views.num_views):
+            role_P = role(weight_P, perturbation, path, view)
+            found.append(unit_change(weight_P, role_P, perturbation, path, view))
+        return torch.stack(found).to(self.dtype)
 
 
 def changes_of(
@@ -402,10 +395,8 @@ def changes_of(
     product: torch.dtype | None = None,
 ) -> list[dict[str, Change]]:
     """`Views.changes` of several, with one selection for all their tensors."""
-    pending = [
-        [Pending(views, name, weight, product) for name, weight in tensors.items()]
-        for views, tensors in zip(all_views, all_tensors, strict=True)
-    ]
+    pairs = zip(all_views, all_tensors, strict=True)
+    pending = [[Pending(views, *item, product) for item in named.items()] for views, named in pairs]
     candidates: list[torch.Tensor] = []
     counts, runs = [], []
     for item in (item for items in pending for item in items):

@@ -7,7 +7,7 @@ Shapes: B batch, T time, D model width, E views. Routing weights are (B, T, E) a
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from prismatic.errors import require
 
 from .gate import draw_kept, drop_views, one_hot, require_views
 from .mixtures import Mixture
-from .rules import Call, UnroutableError, bind_rules, unruled
+from .rules import UnroutableError, bind_rules, unruled
 
 
 class Routing(NamedTuple):
@@ -28,30 +28,15 @@ class Routing(NamedTuple):
     probs: torch.Tensor
 
 
-class Source(Protocol):
-    """Where the views of a wrapped module's parameters come from."""
-
-    @property
-    def inert(self) -> bool:
-        """Whether no routing whatever can change what the module computes."""
-
-    def mixtures(
-        self, expert: nn.Module, x: torch.Tensor, selected: Any
-    ) -> dict[torch.Tensor, Mixture]:
-        """What stands for each parameter in one forward with input `x`.
-
-        `selected` is what was prepared for several routers together, or None.
-        """
-
-
 class Router(nn.Module):
     """Runs a module with parameters that are soft mixtures over `num_experts` views.
 
-    `gate(x)` returns logits and `source` the views. `forward(x, *args, **kwargs)` takes `x` of
-    shape (B, T, D) and returns what the wrapped module returns; `record` is the last forward's
-    routing. `causal` says that a position's output cannot depend on later positions or other rows
-    by way of the routing. Raises `ValueError` for options out of range and a module that cannot be
-    routed.
+    `gate(x)` returns logits. `source.mixtures(expert, x, selected)` returns what stands for each
+    parameter in one forward; `source.inert` says that no routing can change what is computed.
+    `forward(x, *args, **kwargs)` takes `x` of shape (B, T, D) and returns what the wrapped module
+    returns; `record` is the last forward's routing. `causal` says that a position's output cannot
+    depend on later positions or other rows by way of the routing. Raises `ValueError` for options
+    out of range and a module that cannot be routed.
     """
 
     record: Routing | None = None
@@ -61,7 +46,7 @@ class Router(nn.Module):
         self,
         expert: nn.Module,
         gate: nn.Module,
-        source: Source,
+        source: Any,
         *,
         num_experts: int,
         level: str,
@@ -76,11 +61,13 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         require_views(num_experts)
-        require(temperature > 0, "router.temperature", temperature, "give a number > 0")
-        share = 0 <= expert_dropout < 1
-        require(share, "router.expert_dropout", expert_dropout, "give a share in [0, 1)")
-        require(balance_loss >= 0, "router.balance_loss", balance_loss, "give a weight >= 0")
-        require(z_loss >= 0, "router.z_loss", z_loss, "give a weight >= 0")
+        for option, value, valid, wanted in (
+            ("temperature", temperature, temperature > 0, "give a number > 0"),
+            ("expert_dropout", expert_dropout, 0 <= expert_dropout < 1, "give a share in [0, 1)"),
+            ("balance_loss", balance_loss, balance_loss >= 0, "give a weight >= 0"),
+            ("z_loss", z_loss, z_loss >= 0, "give a weight >= 0"),
+        ):
+            require(valid, f"router.{option}", value, wanted)
         self.expert, self.gate, self.source = expert, gate, source
         self.num_experts, self.level = num_experts, level
         self.causal, self.allow_leak = causal, allow_leak
@@ -105,11 +92,6 @@ class Router(nn.Module):
                 break
         return tuple(dict.fromkeys(n for n in names if n not in ("self", "source", "causal")))
 
-    @property
-    def inert(self) -> bool:
-        """Whether no routing whatever can change what the wrapped module computes."""
-        return self.source.inert
-
     def forward(self, x_BTD: torch.Tensor, *args: Any, selected: Any = None, **kwargs: Any) -> Any:
         """`selected` is this router's part of what `select_together` returned."""
         self.record = self.route(x_BTD)
@@ -128,7 +110,7 @@ class Router(nn.Module):
 
     def run(self, probs: torch.Tensor, *args: Any, selected: Any = None, **kwargs: Any) -> Any:
         """What the wrapped module computes of its arguments under given routing weights."""
-        if self.inert:
+        if self.source.inert:
             return self.expert(*args, **kwargs)
         mixtures = self.source.mixtures(self.expert, args[0], selected)
         if self.level == "batch":
@@ -138,7 +120,7 @@ class Router(nn.Module):
         if self._switch is not None:
             leading = args[0].shape[: 2 if self.level == "token" else 1]
             try:
-                return self._switch.run(Call(mixtures, probs, leading), self.expert, args, kwargs)
+                return self._switch.run((mixtures, probs, leading), self.expert, args, kwargs)
             except UnroutableError as error:
                 if self.level == "token":
                     raise ValueError(self._refusal(str(error))) from error

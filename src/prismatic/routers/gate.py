@@ -16,8 +16,6 @@ from prismatic.errors import one_of, require
 
 BLOCK = 32
 
-Pool = Callable[[torch.Tensor], torch.Tensor]
-
 
 def mean(x_BTD: torch.Tensor) -> torch.Tensor:
     return x_BTD.mean(1, keepdim=True)
@@ -54,7 +52,7 @@ def causal_mean(x_BTD: torch.Tensor) -> torch.Tensor:
 
 
 # What each level may pool over. At level token, `last` is the position itself.
-POOLS: dict[str, dict[str, Pool]] = {
+POOLS: dict[str, dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "token": {"causal_mean": causal_mean, "first": first, "last": each},
     "sequence": {"mean": mean, "first": first, "last": last},
     "batch": {"mean": mean, "first": first, "last": last},
@@ -124,6 +122,13 @@ class ConstantGate(nn.Module):
         return self.logits_E[None, None]
 
 
+def one_hot(probs: torch.Tensor, view: int) -> torch.Tensor:
+    """Routing weights like `probs` that are all one view's."""
+    alone = torch.zeros_like(probs)
+    alone[..., view] = 1
+    return alone
+
+
 def drop_views(probs: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """Renormalise over the views that are kept: view 0 where none is."""
     kept = probs * keep
@@ -132,20 +137,13 @@ def drop_views(probs: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return torch.where(total > 0, shares, one_hot(probs, 0))
 
 
-def one_hot(probs: torch.Tensor, view: int) -> torch.Tensor:
-    """Routing weights like `probs` that are all one view's."""
-    alone = torch.zeros_like(probs)
-    alone[..., view] = 1
-    return alone
-
-
 @torch.library.custom_op("prismatic::draw_kept", mutates_args=("step",), device_types="cpu")
 def draw_kept(probs: torch.Tensor, step: torch.Tensor, share: float, key: str) -> torch.Tensor:
     """Which views expert dropout keeps, each but for a share: a function of `key` and `step`.
 
     Goes one step on. A device other than the CPU draws by itself, without waiting for the host.
     """
-    generator = seeded(*key.split("|"), int(step), rank())
+    generator = seeded(key, int(step), dist.get_rank() if dist.is_initialized() else 0)
     step += 1
     return torch.rand(probs.shape, generator=generator) >= share
 
@@ -156,17 +154,11 @@ def _(probs: torch.Tensor, step: torch.Tensor, share: float, key: str) -> torch.
 
 
 @draw_kept.register_kernel("cuda")
-def draw_kept_on_device(
-    probs: torch.Tensor, step: torch.Tensor, share: float, key: str
-) -> torch.Tensor:
+def count_kept(probs: torch.Tensor, step: torch.Tensor, share: float, key: str) -> torch.Tensor:
     """The same from a counter: the finaliser of splitmix64, whose output passes as random."""
-    start = seeded(*key.split("|"), rank()).initial_seed()
+    start = seeded(key, dist.get_rank() if dist.is_initialized() else 0).initial_seed()
     x = torch.arange(probs.numel(), device=probs.device) + step * (1 << 32) + start
     step += 1
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return ((x >> 40) & 0xFFFFFF).view(probs.shape) >= share * (1 << 24)
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0

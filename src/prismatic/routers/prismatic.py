@@ -11,19 +11,14 @@ from prismatic.perturb import Change, Focal, Perturbation, Views, changes_of
 
 from .base import Router
 from .gate import ConstantGate, Gate, is_causal, seeded
-from .mixtures import Mixture, ViewMixture
-from .products import product_dtype
+from .mixtures import Mixture, ViewMixture, product_dtype
 
 
 class ViewSource:
     """Views of a module's parameters, which exist only as changes of the current weights."""
 
     def __init__(self, views: Views) -> None:
-        self.views = views
-
-    @property
-    def inert(self) -> bool:
-        return self.views.inert
+        self.views, self.inert = views, views.inert
 
     def mixtures(
         self, expert: nn.Module, x: torch.Tensor, selected: Mapping[str, Change] | None
@@ -68,8 +63,9 @@ class PrismaticRouter(Router):
         gate = gate or Gate(hidden_size, num_experts, level, pool=pool, generator=generator)
         views = Views(num_experts, perturbation or Perturbation(), focal or Focal(), name)
         options = {"causal": is_causal(level, pool), "name": name, "seed": seed, **options}
-        source = ViewSource(views)
-        super().__init__(expert, gate, source, num_experts=num_experts, level=level, **options)
+        super().__init__(
+            expert, gate, ViewSource(views), num_experts=num_experts, level=level, **options
+        )
 
     @property
     def perturbation(self) -> Perturbation:
@@ -92,17 +88,10 @@ class ConstantRouter(PrismaticRouter):
     """
 
     def __init__(
-        self,
-        expert: nn.Module,
-        hidden_size: int,
-        num_experts: int = 4,
-        perturbation: Perturbation | None = None,
-        focal: Focal | None = None,
-        **options: Any,
+        self, expert: nn.Module, hidden_size: int, num_experts: int = 4, **options: Any
     ) -> None:
-        options = {"gate": ConstantGate(num_experts), "causal": True, **options}
-        shared = num_experts, perturbation, focal, "batch", "mean"
-        super().__init__(expert, hidden_size, *shared, **options)
+        options |= {"gate": ConstantGate(num_experts), "level": "batch", "pool": "mean"}
+        super().__init__(expert, hidden_size, num_experts, causal=True, **options)
 
 
 def select_together(routers: Sequence[Router], x: torch.Tensor) -> list[dict[str, Change] | None]:
@@ -116,7 +105,7 @@ def select_together(routers: Sequence[Router], x: torch.Tensor) -> list[dict[str
     for k, router in enumerate(routers):
         own = dict(router.expert.named_parameters())
         shared_out = any(isinstance(parameter, DTensor) for parameter in own.values())
-        if isinstance(router, PrismaticRouter) and not router.inert and not shared_out:
+        if isinstance(router, PrismaticRouter) and not router.source.inert and not shared_out:
             views.append(router.source.views)
             named.append(own)
             places.append(k)

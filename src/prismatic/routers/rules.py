@@ -7,7 +7,7 @@ their router runs, by their rule.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -132,23 +132,15 @@ def unruled(expert: nn.Module) -> str | None:
     return None
 
 
-class Call(NamedTuple):
-    """One forward of a wrapped module; `leading` are dimensions that every input has."""
-
-    mixtures: Mapping[torch.Tensor, Mixture]
-    probs: torch.Tensor
-    leading: torch.Size
-
-
 class Switch:
     """What a router shares with the submodules of what it wraps: the call under way, if any."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self.paths, self.call, self.called = paths, None, set()  # type: Any, Call | None, set[str]
+        self.paths, self.called = paths, set()  # type: Sequence[str], set[str]
+        # Mixtures by parameter, routing weights, and dimensions that every input begins with.
+        self.call: tuple[Mapping[torch.Tensor, Mixture], torch.Tensor, torch.Size] | None = None
 
-    def run(
-        self, call: Call, expert: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def run(self, call: Any, expert: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run the module with its submodules under their rules, each of which must be called."""
         self.call, self.called = call, set()
         try:
@@ -157,22 +149,22 @@ class Switch:
             self.call = None
         for path in self.paths:
             if path not in self.called:
-                raise UnroutableError(
-                    f"{path} was not called: its parameters are used in another way"
-                )
+                used = "was not called: its parameters are used in another way"
+                raise UnroutableError(f"{path} {used}")
         return y
 
-    def apply(self, call: Call, path: str, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, path: str, module: Any, x: torch.Tensor) -> torch.Tensor:
         """What a submodule's rule makes of its input."""
-        num_leading = len(call.leading)
-        if x.ndim <= num_leading or x.shape[:num_leading] != call.leading:
+        assert self.call is not None
+        mixtures, probs, leading = self.call
+        if x.ndim <= len(leading) or x.shape[: len(leading)] != leading:
             raise UnroutableError(
                 f"{path or 'the module'} ({class_of(module).__name__}) got an input of shape "
-                f"{tuple(x.shape)}, which does not begin with the dimensions {tuple(call.leading)}"
+                f"{tuple(x.shape)}, which does not begin with the dimensions {tuple(leading)}"
             )
         self.called.add(path)
         params = {
-            name: Routed(p.shape, call.mixtures[p], call.probs, leading=num_leading, ndim=x.ndim)
+            name: Routed(p.shape, mixtures[p], probs, leading=len(leading), ndim=x.ndim)
             for name, p in module.named_parameters(recurse=False)
         }
         rule = rule_of(module)
@@ -188,10 +180,9 @@ class Ruled:
     routing_path: str
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        call = self.routing_switch.call
-        if call is None:
+        if self.routing_switch.call is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        return self.routing_switch.apply(call, self.routing_path, self, x)  # type: ignore[arg-type]
+        return self.routing_switch.apply(self.routing_path, self, x)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return blank, (self.bare,), self.__getstate__()

@@ -17,11 +17,7 @@ class ExpertSource:
     """The wrapped module and others like it, with parameters of their own."""
 
     def __init__(self, others: nn.ModuleList) -> None:
-        self.others = others
-
-    @property
-    def inert(self) -> bool:
-        return len(self.others) == 0
+        self.others, self.inert = others, len(others) == 0
 
     def mixtures(
         self, expert: nn.Module, x: torch.Tensor, selected: Any
@@ -56,10 +52,10 @@ class SmearRouter(Router):
         generator = seeded("experts", name, seed)
         copies = [reinitialise(copy.deepcopy(expert), generator) for _ in range(num_experts - 1)]
         others = nn.ModuleList(copies)
+        options |= {"causal": is_causal(level, pool), "name": name, "seed": seed}
         super().__init__(
-            expert, gate, ExpertSource(others), num_experts=num_experts, level=level,
-            causal=is_causal(level, pool), name=name, seed=seed, **options,
-        )  # fmt: skip
+            expert, gate, ExpertSource(others), num_experts=num_experts, level=level, **options
+        )
         self.others = others
 
 
@@ -84,10 +80,8 @@ class DenseRouter(Router):
     ) -> None:
         wanted = "router=dense has one view: add router.num_experts=1"
         require(num_experts == 1, "router.num_experts", num_experts, wanted)
-        super().__init__(
-            expert, nn.Identity(), ExpertSource(nn.ModuleList()),
-            num_experts=1, level="batch", causal=True, name=name,
-        )  # fmt: skip
+        options: dict[str, Any] = {"num_experts": 1, "level": "batch", "causal": True, "name": name}
+        super().__init__(expert, nn.Identity(), ExpertSource(nn.ModuleList()), **options)
 
     def route(self, x_BTD: torch.Tensor, gate: nn.Module | None = None) -> Routing:
         return Routing(x_BTD.new_zeros(1, 1, 1), x_BTD.new_ones(1, 1, 1))
