@@ -52,7 +52,7 @@ def test_the_command_repeats_a_trial_bit_for_bit(outputs, tmp_path):
 
 def test_a_grid_is_nested_and_its_failures_are_there(outputs):
     client = MlflowClient(f"sqlite:///{outputs[0]}/mlflow.db")
-    found = client.search_runs(["1"], "tags.sweep = 'focal x optim.lr'")
+    found = client.search_runs(["1"], "tags.sweep LIKE 'focal_x_optim.lr-%'")
     [parent] = [run for run in found if "trial" not in run.data.tags]
     children = {int(r.data.tags["trial"]): r for r in found if "trial" in r.data.tags}
     assert [children[i].data.tags["state"] for i in range(4)] == ["complete", "failed"] * 2
