@@ -1,6 +1,8 @@
 """A module imports its own room and lower floors only, and each floor knows few libraries."""
 
 import ast
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,28 @@ def test_scripts_are_thin_and_import_heavy_things_late(path):
     assert len(path.read_text().splitlines()) <= 40
     assert {name.split(".")[0] for name in imported(path, inside=False)} <= LIGHT
     assert {room(name) for name in imported(path, inside=False)} <= {"config", None}
+
+
+def test_no_circles():
+    """Of files, in plugins too; what a file takes from its own package counts as its siblings'."""
+    names = {".".join(path.relative_to(SOURCES).with_suffix("").parts): path for path in MODULES}
+    graph = {
+        name: {used for used in imported(path, inside=False) if used in names and used != name}
+        | {
+            f"{used}.__init__"
+            for used in imported(path, inside=False)
+            if f"{used}.__init__" in names and not name.startswith(f"{used}.")
+        }
+        for name, path in names.items()
+    }
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_no_two_classes_have_one_name():
+    counts = Counter(
+        node.name
+        for path in MODULES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in counts.items() if count > 1] == []
