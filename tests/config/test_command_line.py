@@ -220,6 +220,23 @@ def test_help_answers_before_anything_heavy_is_loaded(name):
     assert not loaded & {"torch", "pytorch_lightning", "mlflow", "optuna", "pandas", "matplotlib"}
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("perturbation.scale=-1", "perturbation.scale=-1 is not valid: give a number >= 0"),
+        ("focal.length=0", "focal.length=0 is not valid: give a number > 0"),
+        ("seed=-1", "seed=-1 is not valid: give a whole number"),
+        ("trainer.max_steps=0", "trainer.max_steps=0 is not valid"),
+    ],
+)
+def test_a_refusal_that_needs_no_model_waits_for_nothing_heavy(override, message):
+    done = process("-X", "importtime", str(ROOT / "src" / "train.py"), override)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not loaded & {"torch", "pytorch_lightning", "mlflow", "optuna", "pandas", "matplotlib"}
+
+
 def test_two_runs_in_one_second_get_two_folders():
     arguments = [str(ROOT / "src" / "train.py"), "--cfg", "hydra", "--package", "hydra.run.dir"]
     runs = [

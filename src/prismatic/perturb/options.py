@@ -5,16 +5,20 @@ README.md beside this file shows how a mode, a strategy or a pattern of one's ow
 Shapes: P positions of a tensor, row-major.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from prismatic.errors import one_of, require
+
+if TYPE_CHECKING:  # a bad option shall be refused before torch, which takes seconds, is there
+    import torch
 
 ALIASES = {"directional": "repulsive"}
 SEEDINGS = ("pi", "hash")
@@ -24,9 +28,9 @@ PROFILES = ("exponential", "gaussian")
 # A lens a hundred tensors wide is flat; a larger fraction is a length left in weights.
 WIDEST_FRACTION = 100.0
 
-UnitChange = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Role = Callable[..., torch.Tensor]
-Pattern = Callable[[torch.Tensor, int, Any, int, Any], torch.Tensor]
+UnitChange = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+Role = Callable[..., "torch.Tensor"]
+Pattern = Callable[["torch.Tensor", int, Any, int, Any], "torch.Tensor"]
 
 # A mode is the direction in which the role moves a weight; or a function that says more.
 MODES: dict[str, float | UnitChange | None] = {"attractive": -1.0, "repulsive": 1.0, "noise": None}
@@ -183,24 +187,26 @@ class Focal:
     def envelope(self, distance: torch.Tensor, numel: int) -> torch.Tensor:
         """How a lens fades with the distance from its focal point."""
         lengths = distance / self.lengths(numel)[0]
-        return torch.exp(-(lengths**2) / 2 if self.profile == "gaussian" else -lengths)
+        return (-(lengths**2) / 2 if self.profile == "gaussian" else -lengths).exp()
 
     def wave(self, distance: torch.Tensor, numel: int, view: Any, num_views: int) -> torch.Tensor:
         """A cosine over positions; whole turns are dropped before the view's phase is added."""
-        turns = torch.frac(distance / self.lengths(numel)[1])
+        turns = (distance / self.lengths(numel)[1]).frac()
         phase = (view - 1) / (num_views - 1) if self.phase == "aligned" else view / num_views
-        return torch.cos(2 * math.pi * turns + 2 * math.pi * phase)
+        return (2 * math.pi * turns + 2 * math.pi * phase).cos()
 
 
 @lru_cache(maxsize=64)
 def shuffled(numel: int, seed: int) -> torch.Tensor:
     """A place for each position, by a seed and the number of weights alone: (P,) float64."""
+    import torch
+
     source = np.random.Generator(np.random.Philox(key=seed))
     return torch.from_numpy(source.permutation(numel)).double()
 
 
 def none(position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Any) -> torch.Tensor:
-    return torch.ones_like(position)
+    return position.new_ones(position.shape)
 
 
 def radial(

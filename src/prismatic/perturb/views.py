@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .kernel import draw_noise, draw_order, modulation, require_reachable, role, unit_change
 from .options import MODES, Focal, Perturbation
-from .select import place, select
+from .selection import place, select
 
 # A pattern's short form is as exact as single precision; beyond this rank it is not short.
 TOLERANCE, MOST_RANK = 2.0**-25, 16

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prismatic.bench.counting import counting
 from prismatic.perturb import Perturbation, role, select
-from prismatic.perturb.select import bisect, place, tiers, zeros_last
+from prismatic.perturb.selection import bisect, place, tiers, zeros_last
 
 from .problems import perturbations
 
