@@ -1,14 +1,12 @@
 """The selection without a sort is the selection that `role` sorts for."""
 
-import importlib
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismatic.bench.counting import counting
-from prismatic.perturb import Perturbation, role, select
+from prismatic.perturb import Perturbation, role, select, selection
 from prismatic.perturb.selection import bisect, place, tiers, zeros_last
 
 from .problems import perturbations
@@ -101,8 +99,7 @@ def test_a_sample_changes_nothing(kind, strategy):
 @pytest.mark.parametrize("sparsity", [1e-4, 0.01, 0.1, 0.5])
 def test_a_sample_saves_the_partition(monkeypatch, sparsity):
     torch.manual_seed(0)
-    module = importlib.import_module("prismatic.perturb.select")
-    monkeypatch.setattr(module, "partition", lambda *_: pytest.fail("partitioned"))
+    monkeypatch.setattr(selection, "partition", lambda *_: pytest.fail("partitioned"))
     for strategy in ("dual_sided", "top_only", "bottom_only"):
         roles([torch.randn(300_000)], Perturbation(strategy=strategy, sparsity=sparsity), False)
 
