@@ -7,7 +7,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Operations that only describe memory in another way, and launch nothing.
 VIEWS = frozenset(
@@ -40,6 +42,29 @@ class Counts(TorchDispatchMode):
         if name not in VIEWS:
             self.ops[name] += 1
         return func(*args, **(kwargs or {}))
+
+
+class Memory(TorchDispatchMode):
+    """Follows what operations allocate while it is active; `peak` is the most held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if is_tensor(x)}
+        self.held = {key: pair for key, pair in self.held.items() if not pair[0].expired()}
+        for storage in (x.untyped_storage() for x in tree_leaves(out) if is_tensor(x)):
+            if storage._cdata not in known:
+                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self.held.values()))
+        return out
+
+
+def is_tensor(x: Any) -> bool:
+    return isinstance(x, torch.Tensor)
 
 
 @contextmanager

@@ -4,8 +4,10 @@ Forward, loss, backward, clipping and the optimiser's step, interleaved in one p
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
+from operator import truediv
 from typing import Any
 
 import torch
@@ -16,7 +18,8 @@ from prismatic.routers import DenseRouter, PrismaticRouter
 from prismatic.training import Optimization, cross_entropy
 from prismatic.training.optim import clip_apart
 
-from .step import PATTERNS, matrix_rate, seconds
+from .counting import counting
+from .step import POOLS, WARM_UP, matrix_rate, seconds, views_of
 
 
 class Trainee:
@@ -26,10 +29,14 @@ class Trainee:
         self.model, self.batch = model, batch
         self.optimizer = Optimization().optimizer(model)
 
-    def step(self) -> None:
+    def losses(self) -> None:
+        """Forward, losses and backward."""
         self.optimizer.zero_grad(set_to_none=True)
         logits_BTV = self.model(self.batch.tokens_BT)
         (cross_entropy(logits_BTV, self.batch.targets_BT) + self.model.penalty()).backward()
+
+    def step(self) -> None:
+        self.losses()
         clip_apart(self.model, 1.0)
         self.optimizer.step()
 
@@ -44,43 +51,68 @@ def model_flops(model: Transformer, batch: Batch) -> int:
 
 
 def trainees(
-    patterns: Sequence[str], experts: int, batch: Batch, seed: int, **model: Any
+    patterns: Sequence[str], levels: Sequence[str], experts: int, batch: Batch, **model: Any
 ) -> dict[str, Trainee]:
-    """The dense model, and a prismatic one per pattern, with equal initial weights."""
+    """The dense model, and a prismatic one per level and pattern, with equal initial weights."""
     routers: dict[str, Any] = {"dense": DenseRouter}
-    for name in patterns:
-        routers[name] = partial(PrismaticRouter, num_experts=experts, focal=PATTERNS[name])
+    for level, name in product(levels, patterns):
+        perturbation, focal = views_of(name)
+        routers[f"{level}/{name}"] = partial(
+            PrismaticRouter, num_experts=experts, perturbation=perturbation, focal=focal,
+            level=level, pool=POOLS[level],
+        )  # fmt: skip
     found = {}
     for name, router in routers.items():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         built = Transformer(256, batch.tokens_BT.shape[1], router=router, **model)
         found[name] = Trainee(built.to(batch.tokens_BT.device), batch)
     return found
 
 
+def compiled(trainees: Mapping[str, Trainee], device: str) -> dict[str, Trainee]:
+    """The same with compiled models; with CUDA graphs where there is a GPU."""
+    mode = "reduce-overhead" if device.startswith("cuda") else None
+    for trainee in trainees.values():
+        trainee.model.compile(mode=mode)
+    return dict(trainees)
+
+
+def timed(trainees: Mapping[str, Trainee], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of every step, interleaved; the first rounds warm up."""
+    times: dict[str, list[float]] = {name: [] for name in trainees}
+    for _ in range(WARM_UP + rounds):
+        for name, trainee in trainees.items():
+            times[name].append(seconds(trainee.step, device))
+    return {name: taken[WARM_UP:] for name, taken in times.items()}
+
+
 def bench(
-    patterns: Sequence[str], experts: int = 4, rounds: int = 10, batch: int = 16,
-    seq_len: int = 128, device: str = "cpu", seed: int = 0, **model: Any,
+    patterns: Sequence[str], levels: Sequence[str] = ("token",), experts: int = 4,
+    rounds: int = 10, batch: int = 16, seq_len: int = 128, device: str = "cpu",
+    compile: bool = False, **model: Any,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
-    """Time the cases; ratios are to the dense step of the same round."""
+    """Time the cases; ratios are to the dense step of the same round, compiled if that is."""
     tokens_BT = torch.randint(0, 256, (batch, seq_len + 1), device=device)
     on_batch = Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], torch.zeros(batch).long())
-    cases = trainees(patterns, experts, on_batch, seed, **model)
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds + 1):  # the first warms up
-        for name, trainee in cases.items():
-            times[name].append(seconds(trainee.step, device))
-    rate = matrix_rate(device, "float32")
-    flops = model_flops(cases["dense"].model, on_batch)
-    rows = []
+    cases = trainees(patterns, levels, experts, on_batch, **model)
+    times = timed(cases, rounds, device)
+    rate, flops = matrix_rate(device, "float32"), model_flops(cases["dense"].model, on_batch)
+    rows: list[dict[str, Any]] = []
     for name, taken in times.items():
-        ratios = [a / b for a, b in zip(taken[1:], times["dense"][1:], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        spent = statistics.median(taken[1:])
+        low, middle, high = statistics.quantiles(map(truediv, taken, times["dense"]), n=4)
+        spent = statistics.median(taken)
+        with counting() as counts:
+            cases[name].losses()
         rows.append({
             "case": name, "ratio": middle, "low": low, "high": high, "seconds": spent,
             "tokens_per_second": batch * seq_len / spent, "share_of_rate": flops / spent / rate,
+            "ops": counts.ops.total(), "syncs": counts.syncs.total(),
         })  # fmt: skip
+    if compile:
+        again = timed(compiled(cases, device), rounds, device)
+        for row in rows:
+            ratios = map(truediv, again[row["case"]], again["dense"])
+            row["compiled"] = statistics.median(ratios)
     threads = torch.get_num_threads()
     result = {"threads": threads, "rounds": rounds, "matrix_rate": rate, "cases": rows}
     return result, table(result)
@@ -90,14 +122,17 @@ def table(result: dict[str, Any]) -> str:
     """The result for reading."""
     lines = [
         f"{result['threads']} threads, {result['rounds']} rounds; matrices "
-        f"{result['matrix_rate'] / 1e9:.0f} GFLOP/s; the last column is the model's own products "
-        "at that rate",
-        f"{'case':18} {'ratio':>6}  {'quartiles':>13} {'ms':>8} {'tokens/s':>9} {'share':>6}",
+        f"{result['matrix_rate'] / 1e9:.0f} GFLOP/s; share: the model's own products at that rate; "
+        "ops and syncs: of forward and backward",
+        f"{'case':24} {'ratio':>6}  {'quartiles':>13} {'compiled':>8} {'ms':>8} {'tokens/s':>9} "
+        f"{'share':>6} {'ops':>5} {'syncs':>5}",
     ]
     for row in result["cases"]:
         spread = f"{row['low']:.3f}-{row['high']:.3f}"
+        compiled = f"{row['compiled']:.3f}" if "compiled" in row else "-"
         lines.append(
-            f"{row['case']:18} {row['ratio']:6.3f}  {spread:>13} {1000 * row['seconds']:8.1f} "
-            f"{row['tokens_per_second']:9.0f} {row['share_of_rate']:6.1%}"
+            f"{row['case']:24} {row['ratio']:6.3f}  {spread:>13} {compiled:>8} "
+            f"{1000 * row['seconds']:8.1f} {row['tokens_per_second']:9.0f} "
+            f"{row['share_of_rate']:6.1%} {row['ops']:5} {row['syncs']:5}"
         )
     return "\n".join(lines)

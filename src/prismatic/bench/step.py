@@ -9,7 +9,7 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import truediv
@@ -18,7 +18,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.profiler import ProfilerActivity, profile
 
 from prismatic.models import Attention, Block, PreNorm
 from prismatic.models.parts import GeluMLP, RotaryPositions
@@ -26,7 +25,7 @@ from prismatic.perturb import Focal, Perturbation, change
 from prismatic.routers import PrismaticRouter, SmearRouter
 
 from .breakdown import copy_rate, least, spent
-from .counting import Counts, counting
+from .counting import Counts, Memory, counting
 
 MIB = 2**20
 WARM_UP = 3  # rounds
@@ -110,9 +109,13 @@ def build(name: str, block: Block, dim: int) -> nn.Module:
         return SmearRouter(block, dim, int(experts), pattern, POOLS[pattern])
     level = "batch" if kind == "naive" else kind
     cls = NaiveRouter if kind == "naive" else PrismaticRouter
-    perturbation = Perturbation(**OPTIONS.get(pattern, {}))  # type: ignore[arg-type]
-    focal = PATTERNS.get(pattern, PATTERNS["radial_helical"])
-    return cls(block, dim, int(experts), perturbation, focal, level, POOLS[level])
+    return cls(block, dim, int(experts), *views_of(pattern), level, POOLS[level])
+
+
+def views_of(name: str) -> tuple[Perturbation, Focal]:
+    """What a pattern, or a mode with the relative lens, is called here."""
+    perturbation = Perturbation(**OPTIONS.get(name, {}))  # type: ignore[arg-type]
+    return perturbation, PATTERNS.get(name, PATTERNS["radial_helical"])
 
 
 def nudge(module: nn.Module, round_: int) -> None:
@@ -155,19 +158,9 @@ def peak_bytes(module: nn.Module, inputs: Inputs, device: str) -> int:
         before = torch.cuda.memory_allocated()
         step(module, inputs)
         return held + torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+    with Memory() as memory:
         step(module, inputs)
-    return held + max(running_bytes(prof))
-
-
-def running_bytes(prof: profile) -> Iterator[int]:
-    """Bytes allocated since a profile began, after each allocation and each release in it."""
-    assert prof.profiler is not None and prof.profiler.kineto_results is not None
-    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    total = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()  # type: ignore[attr-defined]
-        yield total
+    return held + memory.peak
 
 
 def matrix_rate(device: str, dtype: str, size: int = 2048) -> float:

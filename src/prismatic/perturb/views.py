@@ -49,6 +49,12 @@ class Whole(NamedTuple):
         """From where to where roles are needed."""
         return ((0, self.rows * self.columns),)
 
+    def views_VJL(self) -> torch.Tensor:
+        """The pattern of every view but the first."""
+        if self.rows == 1 and len(self.basis_QL) == self.weights_JQE.shape[2] - 1:
+            return self.basis_QL[:, None]  # which is what it has a row for
+        return self.weights_JQE.permute(2, 0, 1)[1:] @ self.basis_QL
+
     @property
     def is_flat(self) -> bool:
         """Whether all positions are alike."""
@@ -214,8 +220,8 @@ class Change:
             f_OEI = f_OEI.index_add(0, form.row_K, form.weights_KE[..., None] * change_KI[:, None])
             f_EP = f_OEI.transpose(0, 1).flatten(1)
         else:
-            f_EJL = form.weights_JQE.permute(2, 0, 1) @ form.basis_QL
-            f_EP = signed(sign, f_EJL.expand(-1, *form[:2]).flatten(1))
+            f_VP = signed(sign, form.views_VJL().expand(-1, *form[:2]).flatten(1))
+            f_EP = F.pad(f_VP, (0, 0, 1, 0))
         return f_EP * self.scaled(f_EP.new_ones(len(f_EP)))[:, None]
 
     def solve(self, perturbation: Perturbation) -> torch.Tensor:

@@ -79,8 +79,7 @@ class ViewMixture:
             tables, patterns = form.weights_JQE.unbind(1), form.basis_QL[:, None]
         else:  # the views are fewer
             tables = torch.eye(num_views, device=x.device)[1:, None].unbind()
-            views_VJL = form.weights_JQE.permute(2, 0, 1)[1:] @ form.basis_QL
-            patterns = views_VJL.expand(-1, form.rows, form.columns).reshape(-1, *shape)
+            patterns = form.views_VJL().expand(-1, form.rows, form.columns).reshape(-1, *shape)
         scaled_XE = change.scaled(probs_XE)
         counts = [weigh(scaled_XE, table.to(scaled_XE.dtype)).to(x.dtype) for table in tables]
         by_row = any(c.shape[-1] > 1 for c in counts)
