@@ -1,5 +1,6 @@
 import logging
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from hydra.core.singleton import Singleton
 from hypothesis import settings
 
+# A shell's background job ignores Ctrl-C, which some tests send, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests' tensors are small: threads would cost more than they give.
 torch.set_num_threads(1)
 settings.register_profile("prismatic", deadline=None, derandomize=True)
