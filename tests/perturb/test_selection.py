@@ -1,5 +1,7 @@
 """The selection without a sort is the selection that `role` sorts for."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,10 +60,12 @@ def test_it_is_the_role(sparsity, strategy, on_device):
             assert torch.equal(got, role(weight, perturbation)), (name, dtype)
 
 
+VALUES = [0.0, math.nan, math.inf, 1e-42, 0.5, -0.5, 1.0, 2.0, -3.5]
+
+
 @settings(max_examples=60)
 @given(
-    st.lists(st.lists(st.sampled_from([0.0, 1e-42, 0.5, -0.5, 1.0, 2.0, -3.5]), min_size=1,
-                      max_size=40), min_size=1, max_size=4),
+    st.lists(st.lists(st.sampled_from(VALUES), min_size=1, max_size=40), min_size=1, max_size=4),
     perturbations(mode="attractive"),
     st.booleans(),
 )  # fmt: skip
@@ -76,6 +80,7 @@ def test_ties_and_zeros_go_as_role_says(values, perturbation, on_device):
 LARGE = {
     "normal": lambda w: w,
     "half zeros": lambda w: torch.where(torch.rand_like(w) < 0.5, 0.0, w),
+    "one that is no number": lambda w: w.index_fill(0, torch.tensor([7]), math.nan),
     "one zero": lambda w: w.index_fill(0, torch.tensor([7]), 0.0),
     "rounded": lambda w: (64 * w).round() / 64,
     "constant": torch.ones_like,

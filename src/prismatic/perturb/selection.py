@@ -79,7 +79,7 @@ def _(weights: list[torch.Tensor], counts: list[int], runs: list[int]) -> torch.
 
 def partition(values_P: np.ndarray, counts: Counts) -> Edges:
     """The edges of any tensor: fewer candidates than wanted, ties within and between tiers."""
-    magnitude_P = np.abs(values_P)
+    magnitude_P = np.nan_to_num(np.abs(values_P), nan=0.0, posinf=math.inf)
     num_candidates = int(np.count_nonzero(magnitude_P))
     num_zeros = len(magnitude_P) - num_candidates
     top = min(counts[0], num_candidates)
@@ -120,8 +120,8 @@ def search(values_P: np.ndarray, counts: Counts) -> Edges | None:
     for start in range(0, size, CHUNK):
         value_C = values_P[start : start + CHUNK]
         magnitude_C = np.abs(value_C, out=room_C[: len(value_C)])
-        if not magnitude_C.min():
-            return None  # zeros are no candidates
+        if not magnitude_C.min() > 0:
+            return None  # zeros are no candidates, nor is what is no number
         least_C, most_C = mask_2C[:, : len(value_C)]
         for t, bracket in enumerate(brackets):
             if bracket:
@@ -177,7 +177,7 @@ def layout(
 def bits(x: torch.Tensor) -> torch.Tensor:
     """The magnitudes' bits as whole numbers, which are in the magnitudes' order."""
     kind = torch.int32 if x.dtype == torch.float32 else torch.int64
-    return x.view(kind) & torch.iinfo(kind).max
+    return torch.where(x.isnan(), 0, x.view(kind) & torch.iinfo(kind).max)
 
 
 def bisect(
