@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hydra import version
+from hydra.core.singleton import Singleton
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
     IntegrationTestSuite,
@@ -18,6 +20,15 @@ SOURCES = Path(__file__).parents[2] / "src"
 # The suites give no `version_base`, as whoever has not yet chosen.
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer:UserWarning")
 EXECUTORS = ("inline", "fork", "process")
+
+
+@pytest.fixture(autouse=True)
+def no_version_base():
+    """Hydra keeps the last `version_base` of a process, here that of other tests."""
+    before = Singleton.get_state()
+    version.VersionBase.instance().version_base = version._UNSPECIFIED_
+    yield
+    Singleton.set_state(before)
 
 
 def settings(executor: str) -> dict:

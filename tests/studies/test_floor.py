@@ -90,12 +90,12 @@ def passed_by(**arms):
 
 def test_one_run_below_the_floor_refutes_it_and_others_prove_nothing():
     table = passed_by(a=[-0.2, -0.1], b=[-0.2, 0.3], c=[-1e-3, 5e-8])
-    found = Floor("it holds", ["a", "b", "c"]).judge(table, RNG)
+    found = Floor(says="it holds", regimes=["a", "b", "c"]).judge(table, RNG)
     verdicts = {arm: one.verdict for arm, one in found.items()}
     assert verdicts == {"a": "inconclusive", "b": "refuted", "c": "inconclusive"}
     assert (found["b"].estimate, found["b"].interval, found["b"].n) == (-0.3, (-0.3, 0.2), 2)
     assert "1 of 2 exact losses are below" in found["b"].note
-    proved = Floor("it holds", ["a", "b", "c"], proof="by algebra").judge(table, RNG)
+    proved = Floor(says="it holds", regimes=["a", "b", "c"], proof="by algebra").judge(table, RNG)
     verdicts = {arm: one.verdict for arm, one in proved.items()}
     assert verdicts == {"a": "supported", "b": "refuted", "c": "supported"}
     assert "by algebra" in proved["a"].note and "by algebra" not in proved["b"].note
@@ -104,16 +104,16 @@ def test_one_run_below_the_floor_refutes_it_and_others_prove_nothing():
 def test_a_floor_needs_every_run():
     table = passed_by(a=[-0.2, np.nan])
     with pytest.raises(UnjudgeableError, match="arm 'a', seed 1"):
-        Floor("it holds", ["a"]).judge(table, RNG)
-    with pytest.raises(ValueError, match=r"regimes=.*name at least one arm"):
-        Floor("it holds", [])
+        Floor(says="it holds", regimes=["a"]).judge(table, RNG)
+    with pytest.raises(ValueError, match=r"regimes=.*name at least one"):
+        Floor(says="it holds", regimes=[])
     with pytest.raises(ValueError, match="tolerance=0"):
-        Floor("it holds", ["a"], tolerance=0)
+        Floor(says="it holds", regimes=["a"], tolerance=0)
 
 
 def test_a_tier_judges_the_arms_that_it_has():
-    claim = Floor("it holds", ["a", "b"], proof="yes")
-    assert claim.within({"b", "c"}) == Floor("it holds", ["b"], proof="yes")
+    claim = Floor(says="it holds", regimes=["a", "b"], proof="yes")
+    assert claim.within({"b", "c"}) == Floor(says="it holds", regimes=["b"], proof="yes")
     assert claim.within({"c"}) is None
     smoke = STUDY.claims_of(STUDY.tier("smoke"))
     assert smoke["constant_attention"].regimes == ["mod 5, uniform", "carry, uniform"]
