@@ -125,7 +125,7 @@ def test_a_redirected_log_has_a_line_per_validation(tmp_path, caplog, capsys):
 
 def test_between_validations_there_is_a_line_every_so_often(tmp_path, caplog):
     caplog.set_level("INFO")
-    fit_with_bar(tmp_path, "+callbacks.progress.seconds=0", "trainer.limit_val_batches=0")
+    fit_with_bar(tmp_path, "callbacks.progress.seconds=0", "trainer.limit_val_batches=0")
     steps = [line.split(",")[0] for line in caplog.messages if line.startswith("step ")]
     assert steps == [f"step {step} of 4" for step in (1, 2, 3, 4)]
 
