@@ -80,7 +80,7 @@ def test_the_run_folder_is_complete(trained):
     assert "unigram (baseline)" in done.stdout and "bigram (baseline)" in done.stdout
     assert f"python src/eval.py run={run_dir}" in done.stdout
     assert "make ui" in done.stdout
-    assert "routing entropy=" in done.stdout + done.stderr, "the progress bar"
+    assert ", validation loss " in done.stdout, "a line at each validation"
     assert "Warning" not in done.stderr
     assert {path.name for path in folder.iterdir()} == {"text", "outputs"}, "nothing lies around"
 
