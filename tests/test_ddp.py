@@ -122,8 +122,8 @@ def test_trials_that_share_the_command_of_the_sweep_are_refused(script):
     inline = ["hydra.launcher.executor=inline", "trainer.devices=2", "seed=1,2"]
     done = script("train", "-m", *TRIALS, "logger=none", *inline)
     assert done.status == 1
-    assert "error: trainer.devices=2 is not valid" in done.err
-    assert "hydra.launcher.executor=fork or process" in done.err
+    assert "2 x ValueError: trainer.devices=2 is not valid" in done.err
+    assert "hydra.launcher.executor=fork or process" in done.out + done.err
 
 
 @pytest.mark.slow
