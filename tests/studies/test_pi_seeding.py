@@ -64,6 +64,15 @@ def test_a_comparison_of_units_is_that_of_their_means(num_b):
     assert found.p == pytest.approx(np.mean(np.array(splits) >= seen - 1e-12))
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-16])
+def test_units_that_agree_to_rounding_have_a_point_for_an_interval(rounding):
+    runs = table(dict.fromkeys([*PI, *HASH], 0.0), unit_sd=0.0)
+    runs["loss/val"] += rounding * np.arange(len(runs))
+    found = judged(runs)["loss/val"]
+    assert found.verdict == "supported"
+    assert found.interval == pytest.approx((0, 0), abs=1e-12)
+
+
 def test_permuted_labels_hold_their_error_rate():
     draw = rng()
     p_M = permutation_p(draw.normal(size=(400, 5)), draw.normal(size=(400, 5)), draw)
