@@ -63,8 +63,6 @@ def roles_of(weights, strategy, sparsity, drawn):
 
 def modulation(n, view, num_views, focal):
     p = np.arange(n, dtype=np.float64)
-    if focal.shuffle is not None:
-        p = np.random.Generator(np.random.Philox(key=focal.shuffle)).permutation(n).astype(float)
     unit = n if focal.units == "fraction" else 1
     f, wavelength = focal.length * unit, focal.wavelength * unit
     d = np.abs(p - view / num_views * n)

@@ -56,7 +56,6 @@ def focals(**fixed):
             wavelength=wavelengths,
             phase=st.sampled_from(PHASES),
             profile=st.sampled_from(PROFILES),
-            shuffle=st.sampled_from([None, None, 0, 7]),
             units=st.just(units),
         )
         return st.builds(Focal, **(free | {k: st.just(v) for k, v in fixed.items()}))

@@ -241,19 +241,6 @@ def test_the_default_lens_cannot_reach_the_strength_of_none_on_a_large_tensor():
     assert float((weight * f).norm() / weight.norm()) == pytest.approx(0.1, rel=1e-5)
 
 
-def test_a_shuffled_lens_has_the_same_factors_at_other_places():
-    weight, every = torch.ones(3000), Perturbation(strategy="top_only", sparsity=1)
-    in_order, mixed, again, other = (
-        torch.stack([change(weight, view, 3, every, Focal(shuffle=seed)) for view in (1, 2)])
-        for seed in (None, 1, 1, 2)
-    )
-    assert torch.equal(mixed, again)
-    assert not torch.equal(mixed, in_order) and not torch.equal(mixed, other)
-    # One order for all views: what two of them do to one weight is what they did to another.
-    pairs = [sorted(map(tuple, f_EP.T.tolist())) for f_EP in (in_order, mixed)]
-    assert pairs[0] == pairs[1]
-
-
 REFUSED = [
     (Perturbation, {"mode": "fuzzy"}, "fuzzy.*attractive, repulsive, noise, directional"),
     (Perturbation, {"strategy": "best"}, "best.*dual_sided, top_only, bottom_only, random"),
@@ -272,8 +259,6 @@ REFUSED = [
     (Focal, {"profile": "flat"}, "flat.*exponential, gaussian"),
     (Focal, {"length": 0}, "length=0 .*> 0"),
     (Focal, {"wavelength": -3}, "wavelength=-3 .*> 0"),
-    (Focal, {"shuffle": -1}, "shuffle=-1 .*null or a whole number"),
-    (Focal, {"shuffle": 0.5}, r"shuffle=0\.5 .*null or a whole number"),
     (Focal, {"units": "fraction"}, r"focal\.length=314.*both lengths"),
     (Focal, {"units": "fraction", "length": 0.1}, r"focal\.wavelength=3141.*both lengths"),
 ]

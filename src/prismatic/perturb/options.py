@@ -10,10 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from prismatic.errors import one_of, require
 
@@ -136,9 +133,7 @@ class Focal:
     """The pattern that shapes a perturbation over the positions of a tensor.
 
     `length` and `wavelength` are in weights, or in fractions of the tensor's size with
-    `units="fraction"`, and must then both be given (0.1 and 1.0 are a sound start). `shuffle`, when
-    given, is the seed of an order in which positions are counted instead of their own: a control
-    that keeps a pattern's strength and takes its geometry.
+    `units="fraction"`, and must then both be given (0.1 and 1.0 are a sound start).
     Raises `ValueError` for a value out of range. Source: 002, "focal_pattern".
     """
 
@@ -148,15 +143,12 @@ class Focal:
     units: str = "weights"
     phase: str = "literal"
     profile: str = "exponential"
-    shuffle: int | None = None
 
     def __post_init__(self) -> None:
         one_of("focal.pattern", self.pattern, tuple(PATTERNS))
         one_of("focal.units", self.units, UNITS)
         one_of("focal.phase", self.phase, PHASES)
         one_of("focal.profile", self.profile, PROFILES)
-        seed = self.shuffle is None or (isinstance(self.shuffle, int) and self.shuffle >= 0)
-        require(seed, "focal.shuffle", self.shuffle, "give null or a whole number >= 0")
         widest, wanted = math.inf, "give a number > 0"
         if self.units == "fraction":
             widest = WIDEST_FRACTION
@@ -175,8 +167,6 @@ class Focal:
 
         `view` is one view, or a tensor with a view per position.
         """
-        if self.shuffle is not None:
-            position = shuffled(numel, self.shuffle).to(position.device)[position.long()]
         return PATTERNS[self.pattern](position, numel, view, num_views, self)
 
     def lengths(self, numel: int) -> tuple[float, float]:
@@ -194,15 +184,6 @@ class Focal:
         turns = (distance / self.lengths(numel)[1]).frac()
         phase = (view - 1) / (num_views - 1) if self.phase == "aligned" else view / num_views
         return (2 * math.pi * turns + 2 * math.pi * phase).cos()
-
-
-@lru_cache(maxsize=64)
-def shuffled(numel: int, seed: int) -> torch.Tensor:
-    """A place for each position, by a seed and the number of weights alone: (P,) float64."""
-    import torch
-
-    source = np.random.Generator(np.random.Philox(key=seed))
-    return torch.from_numpy(source.permutation(numel)).double()
 
 
 def none(position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Any) -> torch.Tensor:
