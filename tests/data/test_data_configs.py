@@ -38,7 +38,7 @@ def test_a_config_builds_its_task(name):
     task = instantiate(load(name))
     assert task.domains == DOMAINS[name]
     assert [row["source"] for row in task.manifest] == list(DOMAINS[name])
-    if task.is_text:
+    if task.bytes_per_token:
         assert 1 < task.baselines["bigram"] < task.baselines["unigram"] < 4
         assert all(row["bytes"] <= 2_000_000 for row in task.manifest)
 

@@ -75,7 +75,7 @@ def test_the_log_loss_of_the_true_table_is_the_bayes_loss():
 def test_mixed_scores_only_the_last_of_two_positions():
     task = MixedTask(np.full((2, 3, 5), 1 / 30), held_out_size=9)
     assert (task.vocab_size, task.seq_len, task.domains) == (5, 2, ("mixed",))
-    assert (task.predicts, task.is_text) == ("last", False)
+    assert (task.predicts, task.bytes_per_token) == ("last", {})
     for batch in (task.train_batch(0, 9, 0), task.held_out("val")):
         assert batch.tokens_BT.shape == batch.targets_BT.shape == (9, 2)
         assert (batch.targets_BT[:, 0] == IGNORE).all() and (batch.targets_BT[:, 1] >= 0).all()
@@ -86,7 +86,7 @@ def test_mixed_scores_only_the_last_of_two_positions():
 def test_iid_windows_predict_the_next_token_of_at_least_the_tokens_asked_for():
     task = IIDTask(vocab_size=7, seq_len=10, held_out_tokens=101)
     assert (task.vocab_size, task.seq_len, task.domains) == (7, 10, ("iid",))
-    assert (task.predicts, task.is_text) == ("next", False)
+    assert (task.predicts, task.bytes_per_token) == ("next", {})
     assert task.bayes_loss == task.baselines["uniform"] == log(7)
     for batch, rows in [(task.train_batch(0, 4, 0), 4), (task.held_out("test"), 11)]:
         assert batch.tokens_BT.shape == (rows, 10) and batch.domain_B.tolist() == [0] * rows

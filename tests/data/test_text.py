@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prismatic.data import Corpus, Task, TextTask, UserFiles, user_text
-from prismatic.data.text import ngram_losses, split_text, stream
+from prismatic.data.task import stream
+from prismatic.data.text import ngram_losses, split_text
 
 
 class Texts:
@@ -52,12 +53,8 @@ def test_a_batch_has_the_promised_shapes_and_types():
         assert batch.tokens_BT.shape == batch.targets_BT.shape == (rows, 8)
         assert batch.domain_B.shape == (rows,)
         assert {x.dtype for x in batch} == {torch.int64} and all(x.is_contiguous() for x in batch)
-    assert (task.vocab_size, task.predicts, task.is_text, task.bayes_loss) == (
-        256,
-        "next",
-        True,
-        None,
-    )
+    assert (task.vocab_size, task.predicts, task.bayes_loss) == (256, "next", None)
+    assert set(task.bytes_per_token.values()) == {1}
     assert task.domains == ("lower", "upper")
 
 

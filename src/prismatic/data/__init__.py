@@ -16,10 +16,11 @@ from .corpora import (
 )
 from .synthetic import IIDTask, MixedTask
 from .tables import latin_square, random_function, sum_digit, sum_mod, uneven
-from .text import IGNORE, Batch, Task, TextTask, user_text
+from .task import IGNORE, Batch, Task, Tokenizer
+from .text import TextTask, user_text
 
 __all__ = [
     "IGNORE", "Batch", "Bible", "Corpus", "German", "IIDTask", "MixedTask", "PydocTopics",
-    "PythonLibrary", "Shakespeare", "Task", "TextSource", "TextTask", "UserFiles", "latin_square",
-    "random_function", "sum_digit", "sum_mod", "uneven", "user_text",
+    "PythonLibrary", "Shakespeare", "Task", "TextSource", "TextTask", "Tokenizer", "UserFiles",
+    "latin_square", "random_function", "sum_digit", "sum_mod", "uneven", "user_text",
 ]  # fmt: skip

@@ -11,13 +11,12 @@ import torch
 
 from prismatic.stats.tables import conditional_entropy, joint_table
 
-from .text import IGNORE, Batch, Task, next_tokens, require_count, require_held_out, stream
+from .task import IGNORE, Batch, Task, next_tokens, require_count, require_held_out, stream
 
 
-class DrawnTask(ABC):
+class DrawnTask(Task, ABC):
     """A task of fresh draws from a known distribution, in one domain; held-out draws are fixed."""
 
-    is_text = False
     held_out_size: int
 
     @abstractmethod
@@ -29,10 +28,15 @@ class DrawnTask(ABC):
         require_count("size", size, "optim.batch_size=32")
         return self.draw(stream(seed, index), size)
 
-    def held_out(self, split: str) -> Batch:
-        """Return the `held_out_size` rows of "val" or "test", drawn apart from all training."""
+    def num_rows(self, split: str) -> int:
         require_held_out(split)
-        return self.draw(stream(0, 0, split), self.held_out_size)
+        return self.held_out_size
+
+    def held_out(self, split: str, row_B: torch.Tensor | None = None) -> Batch:
+        """Return rows of the `held_out_size` of "val" or "test", drawn apart from all training."""
+        require_held_out(split)
+        drawn = self.draw(stream(0, 0, split), self.held_out_size)
+        return drawn if row_B is None else Batch(*(part[row_B] for part in drawn))
 
 
 class MixedTask(DrawnTask):
@@ -45,7 +49,7 @@ class MixedTask(DrawnTask):
     """
 
     seq_len = 2
-    domains: tuple[str, ...] = ("mixed",)
+    domains = ("mixed",)
     predicts = "last"
 
     def __init__(self, joint: np.ndarray, held_out_size: int = 4096) -> None:
@@ -53,7 +57,7 @@ class MixedTask(DrawnTask):
         self.joint_XYZ = joint_table(joint)
         self.held_out_size = held_out_size
         self.vocab_size = max(self.joint_XYZ.shape)
-        self.bayes_loss: float | None = conditional_entropy(self.joint_XYZ, "xy")
+        self.bayes_loss = conditional_entropy(self.joint_XYZ, "xy")
         self.baselines = {
             "uniform": log(self.vocab_size),
             "entropy_z": conditional_entropy(self.joint_XYZ),
@@ -77,8 +81,7 @@ class IIDTask(DrawnTask):
     windows. Raises ValueError for a count below 1.
     """
 
-    domains: tuple[str, ...] = ("iid",)
-    predicts = "next"
+    domains = ("iid",)
 
     def __init__(
         self, vocab_size: int = 32, seq_len: int = 128, held_out_tokens: int = 131_072
@@ -89,7 +92,7 @@ class IIDTask(DrawnTask):
         self.vocab_size = vocab_size
         self.seq_len = seq_len
         self.held_out_size = -(-held_out_tokens // seq_len)
-        self.bayes_loss: float | None = log(vocab_size)
+        self.bayes_loss = log(vocab_size)
         self.baselines = {"uniform": log(vocab_size)}
         self.manifest = drawn_manifest(self)
 

@@ -16,9 +16,11 @@ from prismatic.experiment import load
 from prismatic.files import write_text
 from prismatic.measures import HeldOut
 from prismatic.models import Transformer, generate
+from prismatic.progress import progress_bar
 from prismatic.run_folder.contents import read_run
 
 BATCH_ROWS = 64
+BITS_PER_BYTE = "loss/test_bits_per_byte"
 
 
 @torch.no_grad()
@@ -28,11 +30,16 @@ def held_out_loss(
     """Mean loss in nats per scored token and that of each domain; of one view alone if given."""
     device = next(model.parameters()).device
     sums = HeldOut(model, len(task.domains), device)
-    rows = zip(*(t.split(BATCH_ROWS) for t in task.held_out(split)), strict=True)
-    with nullcontext() if view is None else model.forced(view):
-        for row in rows:
-            batch = Batch(*(tensor.to(device) for tensor in row))
+    num_rows = task.num_rows(split)
+    title = split if view is None else f"{split}, view {view} alone"
+    with (
+        nullcontext() if view is None else model.forced(view),
+        progress_bar(title, num_rows * task.seq_len, "token") as bar,
+    ):
+        for row_B in torch.arange(num_rows).split(BATCH_ROWS):
+            batch = Batch(*(part.to(device) for part in task.held_out(split, row_B)))
             sums.update(model, model(batch.tokens_BT), batch)
+            bar.update(batch.tokens_BT.numel())
     return sums.losses(task.domains)
 
 
@@ -47,8 +54,8 @@ def evaluate(run_dir: Path, checkpoint: str = "best", device: str = "cpu") -> di
     model.to(device)
     nats, by_domain = held_out_loss(model, task, "test")
     result: dict[str, Any] = {"checkpoint": checkpoint, "loss/test": nats}
-    if task.is_text:
-        result["loss/test_bits_per_byte"] = nats / math.log(2)
+    if task.bytes_per_token:
+        result[BITS_PER_BYTE] = nats / math.log(2) / task.bytes_per_token["test"]
     if task.bayes_loss is not None:
         result["loss/bayes"] = task.bayes_loss
     result |= {f"loss/test/{name}": loss for name, loss in by_domain.items()}
@@ -80,19 +87,20 @@ def sample_continuation(
     seed: int,
     checkpoint: str = "best",
 ) -> str:
-    """The prompt and `count` sampled bytes; bytes that are no UTF-8 are shown as U+FFFD."""
-    model, _ = load(run_dir, checkpoint)
-    tokens_BT = torch.tensor([list(prompt.encode())])
+    """The prompt and `count` sampled tokens, as the tokenizer of the run's data reads them."""
+    model, config = load(run_dir, checkpoint)
+    tokenizer = instantiate(config.data).tokenizer
+    tokens_BT = torch.tensor([tokenizer.encode(prompt)])
     generator = torch.Generator().manual_seed(seed)
     out_BT = generate(
         model, tokens_BT, count, temperature=temperature, top_p=top_p, generator=generator
     )
-    return bytes(out_BT[0].tolist()).decode(errors="replace")
+    return tokenizer.decode(out_BT[0].tolist())
 
 
 def check(config: Any) -> None:
     """Refuse at once what would fail after a long evaluation."""
-    require(config.count >= 0, "count", config.count, "give a number of bytes >= 0")
+    require(config.count >= 0, "count", config.count, "give a number of tokens >= 0")
     require(config.temperature >= 0, "temperature", config.temperature, "give a number >= 0")
     require(0 < config.top_p <= 1, "top_p", config.top_p, "give a share in (0, 1]")
     require(str(config.prompt) != "", "prompt", config.prompt, "give at least one character")
@@ -104,12 +112,11 @@ def main(config: Any) -> None:
     """What `src/eval.py run=` does."""
     check(config)
     run_dir = absolute(config.run)
-    text = read_run(run_dir)[1]["vocab_size"] == 256
     results = evaluate(run_dir, config.checkpoint, config.device)
     width = max(map(len, results)) + 2
     for name, value in results.items():
         print(f"{name:<{width}}{f'{value:.4f}' if isinstance(value, float) else value}")
-    if text:
+    if BITS_PER_BYTE in results:
         sampled = sample_continuation(
             run_dir, str(config.prompt), config.count, temperature=config.temperature,
             top_p=config.top_p, seed=config.seed, checkpoint=config.checkpoint,

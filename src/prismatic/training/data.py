@@ -1,12 +1,12 @@
 """From a task to Lightning's loaders: batches by index, so that a resumed run sees what is next."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from prismatic.data import Batch, Task
 from prismatic.errors import require
@@ -31,6 +31,19 @@ class TrainBatches(IterableDataset):
                 index % repeat if repeat else index, self.batch_size, self.seed
             )
             yield Batch(*(tensor[trainer.global_rank :: trainer.world_size] for tensor in batch))
+
+
+class HeldOutBatches(Dataset):
+    """The rows of each validation batch, read when it is their turn."""
+
+    def __init__(self, task: Task, rows: Sequence[torch.Tensor]) -> None:
+        self.task, self.rows = task, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.task.held_out("val", self.rows[index])
 
 
 class ResumableLoader(DataLoader):
@@ -62,14 +75,13 @@ class TaskData(pl.LightningDataModule):
         batches are a few rows larger than `batch_size` where they do not divide evenly: every rank
         must have its part in each.
         """
-        held_out = self.task.held_out("val")
+        num_rows = self.task.num_rows("val")
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        num_rows = len(held_out.tokens_BT)
         enough = f"{world} processes share them: give more data, at least a row to each"
         require(num_rows >= world, "number of val rows", num_rows, enough)
         order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))
         parts = order.tensor_split(max(1, num_rows // self.batch_size))
-        batches = [Batch(*(tensor[part[rank::world]] for tensor in held_out)) for part in parts]
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        batches = HeldOutBatches(self.task, [part[rank::world] for part in parts])
+        return DataLoader(batches, batch_size=None)

@@ -143,8 +143,9 @@ class Learner(pl.LightningModule):
         recorded = {"loss/val": nats, "best/loss/val": self.best_loss}
         recorded |= self.held_out.routing.compute(len(self.model.routers))
         recorded["loss/bits"] = nats / math.log(2)
-        if self.task.is_text:
-            recorded["loss/bits_per_byte"] = nats / math.log(2)
+        if self.task.bytes_per_token:
+            bytes_per_token = self.task.bytes_per_token["val"]
+            recorded["loss/bits_per_byte"] = nats / math.log(2) / bytes_per_token
         if len(by_domain) > 1:
             recorded |= {f"loss/val/{name}": loss for name, loss in by_domain.items()}
         recorded |= view_measures(self.model, self.held_out.routing.mean_LE)
@@ -169,6 +170,6 @@ class Learner(pl.LightningModule):
         measure = RoutingMeasure(self.model.depth, self.model.routers[0].num_experts, self.device)
         measure.update(self.model.routing, 1)
         shown = {"loss": self.nats}
-        if self.task.is_text:
-            shown["bits/byte"] = shown["loss"] / math.log(2)
+        if self.task.bytes_per_token:
+            shown["bits/byte"] = self.nats / math.log(2) / self.task.bytes_per_token["train"]
         return shown | {"routing entropy": measure.compute()["routing/entropy"]}

@@ -82,7 +82,7 @@ class ByPosition(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         data, task = trainer.datamodule, pl_module.task  # type: ignore[attr-defined]
-        num_batches = -(-len(task.held_out("val").tokens_BT) // data.batch_size)
+        num_batches = -(-task.num_rows("val") // data.batch_size)
         gain_GT = fresh_gains(pl_module.model, task, data.batch_size, num_batches, data.seed)
         pl_module.log_dict(named(gain_GT) | {"leak/batches": float(num_batches)})
 
