@@ -41,7 +41,7 @@ TYPED = {
     "model.dim=30 model.num_heads=4": ["model.dim=30 ", "divisible by model.num_heads=4"],
     "model.norm=batch": ["model.norm='batch'", "layernorm, rmsnorm, none"],
     "optim.lr=-1": ["optim.lr=-1 ", "number > 0"],
-    "optim.batch_size=1.5": ["optim.batch_size=1.5 ", "whole number >= 1"],
+    "optim.batch_size=0": ["optim.batch_size=0 ", "whole number >= 1"],
     "seed=-1": ["seed=-1 ", "0 to 2**32 - 1"],
     "objective=null": ["objective=None", "loss/val"],
     "objective=loss/vla": ["objective='loss/vla'", "loss/val,"],
@@ -224,8 +224,7 @@ def test_help_answers_before_anything_heavy_is_loaded(name):
     ("override", "message"),
     [
         ("perturbation.scale=-1", "perturbation.scale=-1 is not valid: give a number >= 0"),
-        ("focal.length=0", "focal.length=0 is not valid: give a number > 0"),
-        ("seed=-1", "seed=-1 is not valid: give a whole number"),
+        ("model.dim=abc", "model.dim='abc' is not valid: give a whole number"),
         ("trainer.max_steps=0", "trainer.max_steps=0 is not valid"),
     ],
 )

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from prismatic.errors import one_of, require
 
+from .kinds import check_kinds
 from .paths import absolute
 
 if TYPE_CHECKING:  # a refusal shall not wait for imports that take seconds
@@ -29,6 +30,7 @@ def check(config: DictConfig) -> None:
     """
     for key in config:
         one_of("root key", str(key), (*GROUPS, *VALUES))
+    check_kinds(config)
     seeds, several = config.seeds, OmegaConf.is_list(config.seeds)
     wanted = "give a list of different numbers, seeds=[0,1,2], or null"
     distinct = several and 0 < len(seeds) == len({*seeds})
