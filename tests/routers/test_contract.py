@@ -427,6 +427,15 @@ def test_any_other_pair_of_level_and_pool_is_refused(router, level, pool):
 
 
 @pytest.mark.parametrize("router", [PrismaticRouter, SmearRouter])
+@pytest.mark.parametrize("level", LEGAL)
+def test_without_a_pool_a_level_has_its_own(router, level):
+    default, named = (
+        router(toy(), WIDTH, 4, level=level, pool=pool) for pool in (None, LEGAL[level][0])
+    )
+    assert default.gate.pool is named.gate.pool and default.causal == named.causal
+
+
+@pytest.mark.parametrize("router", [PrismaticRouter, SmearRouter])
 def test_an_unknown_level_is_refused(router):
     with pytest.raises(ValueError, match=r"level='word' .*token, sequence, batch"):
         router(toy(), WIDTH, 4, level="word")

@@ -16,7 +16,7 @@ from prismatic.routers import ConstantRouter, DenseRouter, PrismaticRouter, Smea
 WIDTH = 8
 LEGAL = {
     "token": ("causal_mean", "first", "last"),
-    "sequence": ("mean", "first", "last"),
+    "sequence": ("first", "mean", "last"),
     "batch": ("mean", "first", "last"),
 }
 PAIRS = [(level, pool) for level, pools in LEGAL.items() for pool in pools]

@@ -74,7 +74,7 @@ class Router(nn.Module):
         self.temperature, self.expert_dropout = temperature, expert_dropout
         self.balance_loss, self.z_loss = balance_loss, z_loss
         self.name, self.seed = name, seed
-        self.register_buffer("dropout_step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("dropout_step", torch.zeros((), dtype=torch.int64))
         self._forced: int | None = None
         lacking = None if level == "batch" else unruled(expert)
         if lacking and level == "token":
@@ -118,6 +118,8 @@ class Router(nn.Module):
             merged = {name: mixtures[p].merged(probs_E) for name, p in named}
             return functional_call(self.expert, merged, args, kwargs)
         if self._switch is not None:
+            if self._switch.num_parameters != len(mixtures):  # adapters have come, or gone
+                self._switch = bind_rules(self.expert)
             leading = args[0].shape[: 2 if self.level == "token" else 1]
             try:
                 return self._switch.run((mixtures, probs, leading), self.expert, args, kwargs)
@@ -148,12 +150,6 @@ class Router(nn.Module):
         balance = self.num_experts * mean_E.square().sum() - 1
         z = routing.logits.logsumexp(-1).square().mean()
         return self.balance_loss * balance + self.z_loss * z
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"dropout_draws": int(self.dropout_step)}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.dropout_step.fill_(state["dropout_draws"])
 
     def __getstate__(self) -> dict[str, Any]:
         # The last routing belongs to a graph, which cannot be copied.

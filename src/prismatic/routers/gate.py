@@ -51,12 +51,21 @@ def causal_mean(x_BTD: torch.Tensor) -> torch.Tensor:
     return (total_BTD / count_T1).to(x_BTD.dtype)
 
 
-# What each level may pool over. At level token, `last` is the position itself.
+# What each level may pool over, its default first. At level token, `last` is the position itself.
 POOLS: dict[str, dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "token": {"causal_mean": causal_mean, "first": first, "last": each},
-    "sequence": {"mean": mean, "first": first, "last": last},
+    "sequence": {"first": first, "mean": mean, "last": last},
     "batch": {"mean": mean, "first": first, "last": last},
 }
+
+
+def pool_name(level: str, pool: str | None) -> str:
+    """The pool that is meant: None is the level's default. Raises `ValueError` for an illegal one."""
+    one_of("router.level", level, tuple(POOLS))
+    legal = tuple(POOLS[level])
+    wanted = f"router.level={level} can pool over {', '.join(legal)}; set router.pool too"
+    require(pool is None or pool in legal, "router.pool", pool, wanted)
+    return pool or legal[0]
 
 
 def is_causal(level: str, pool: str) -> bool:
@@ -78,7 +87,8 @@ def require_views(num_experts: int) -> None:
 class Gate(nn.Module):
     """Logits of the views, Linear(LayerNorm(pool(x))): (B, T, D) -> (B, T or 1, E).
 
-    `generator` initialises the linear map. Raises `ValueError` for a pool that a level cannot have.
+    `pool` None is the level's default, and `generator` initialises the linear map. Raises
+    `ValueError` for a pool that a level cannot have.
     """
 
     def __init__(
@@ -87,20 +97,13 @@ class Gate(nn.Module):
         num_experts: int,
         level: str,
         *,
-        pool: str,
+        pool: str | None,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        one_of("router.level", level, tuple(POOLS))
         require_views(num_experts)
-        legal = tuple(POOLS[level])
-        require(
-            pool in legal,
-            "router.pool",
-            pool,
-            f"router.level={level} can pool over {', '.join(legal)}; set router.pool too",
-        )
-        self.pool = POOLS[level][pool]
+        name = pool_name(level, pool)
+        self.pool = POOLS[level][name]
         self.norm = nn.LayerNorm(hidden_size)
         self.linear = nn.utils.skip_init(nn.Linear, hidden_size, num_experts)
         nn.init.normal_(self.linear.weight, std=0.02, generator=generator)

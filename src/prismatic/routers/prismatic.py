@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from prismatic.perturb import Change, Focal, Perturbation, Views, changes_of
 
 from .base import Router
-from .gate import ConstantGate, Gate, is_causal, seeded
+from .gate import ConstantGate, Gate, is_causal, pool_name, seeded
 from .mixtures import Mixture, ViewMixture, product_dtype
 
 
@@ -36,8 +36,8 @@ class PrismaticRouter(Router):
 
     `expert` is any module whose first argument is (B, T, `hidden_size`); `forward` returns what it
     returns. `level` says what shares one merge (`token`, `sequence`: arXiv 2306.03745, or `batch`:
-    the formula of source 002), `pool` what the gate sees; `name` keys noise and random selection
-    and must differ between blocks. `gate` replaces the default LayerNorm and Linear over the pool.
+    the formula of source 002), `pool` what the gate sees, None for the level's default; `name` keys
+    noise and random selection and must differ between blocks. `gate` replaces the default LayerNorm and Linear over the pool.
     Other options are those of `Router`.
     Raises `ValueError` for options out of range, and for a module that the level cannot wrap.
     """
@@ -52,7 +52,7 @@ class PrismaticRouter(Router):
         perturbation: Perturbation | None = None,
         focal: Focal | None = None,
         level: str = "token",
-        pool: str = "causal_mean",
+        pool: str | None = None,
         *,
         gate: nn.Module | None = None,
         name: str = "",
@@ -62,7 +62,12 @@ class PrismaticRouter(Router):
         generator = seeded("gate", name, seed)
         gate = gate or Gate(hidden_size, num_experts, level, pool=pool, generator=generator)
         views = Views(num_experts, perturbation or Perturbation(), focal or Focal(), name)
-        options = {"causal": is_causal(level, pool), "name": name, "seed": seed, **options}
+        options = {
+            "causal": is_causal(level, pool_name(level, pool)),
+            "name": name,
+            "seed": seed,
+            **options,
+        }
         super().__init__(
             expert, gate, ViewSource(views), num_experts=num_experts, level=level, **options
         )

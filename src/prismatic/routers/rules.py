@@ -15,9 +15,6 @@ from torch.nn import functional as F
 
 from .mixtures import Mixture
 
-# Norms and projections of Hugging Face transformers, matched by name: the package is optional.
-BY_NAME = "Conv1D", "LlamaRMSNorm"
-
 
 class UnroutableError(ValueError):
     """A module cannot run with a merge of its own per position or per sequence."""
@@ -96,12 +93,20 @@ def llama_norm(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> to
     return params["weight"].elementwise() * unit.to(x.dtype)
 
 
+def gemma_norm(module: Any, params: Mapping[str, Routed], x: torch.Tensor) -> torch.Tensor:
+    wide = x.float()
+    unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + module.eps)
+    return (unit * (1.0 + params["weight"].elementwise().float())).to(x.dtype)
+
+
 RULES |= {
     nn.Linear: linear,
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: rms_norm,
+    # Of Hugging Face transformers, matched by name: the package is optional.
     "Conv1D": conv1d,
-    "LlamaRMSNorm": llama_norm,
+    **dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), llama_norm),
+    "GemmaRMSNorm": gemma_norm,
 }
 
 
@@ -115,7 +120,7 @@ def rule_of(module: nn.Module) -> Rule | None:
     cls = class_of(module)
     if "forward" in vars(module):
         return None
-    return RULES.get(cls, RULES.get(cls.__name__) if cls.__name__ in BY_NAME else None)
+    return RULES.get(cls, RULES.get(cls.__name__))
 
 
 def owners(expert: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -135,8 +140,9 @@ def unruled(expert: nn.Module) -> str | None:
 class Switch:
     """What a router shares with the submodules of what it wraps: the call under way, if any."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], num_parameters: int) -> None:
         self.paths, self.called = paths, set()  # type: Sequence[str], set[str]
+        self.num_parameters = num_parameters
         # Mixtures by parameter, routing weights, and dimensions that every input begins with.
         self.call: tuple[Mapping[torch.Tensor, Mixture], torch.Tensor, torch.Size] | None = None
 
@@ -198,9 +204,17 @@ def blank(cls: type[nn.Module]) -> nn.Module:
     return object.__new__(ruled(cls))  # type: ignore[arg-type]
 
 
+def unbind_rules(expert: nn.Module) -> None:
+    """Let every submodule be what it was before `bind_rules`."""
+    for module in expert.modules():
+        if isinstance(module, Ruled):
+            module.__class__ = module.bare  # type: ignore[assignment]
+            del module.routing_switch, module.routing_path
+
+
 def bind_rules(expert: nn.Module) -> Switch:
     """Let the submodules that own parameters compute by their rules; all of them have one."""
-    switch = Switch([path for path, _ in owners(expert)])
+    switch = Switch([path for path, _ in owners(expert)], len(list(expert.parameters())))
     for path, module in owners(expert):
         module.__class__ = ruled(class_of(module))  # type: ignore[arg-type]
         module.routing_switch, module.routing_path = switch, path  # type: ignore[assignment]

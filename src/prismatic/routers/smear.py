@@ -9,7 +9,7 @@ from torch import nn
 from prismatic.errors import require
 
 from .base import Router, Routing
-from .gate import Gate, is_causal, seeded
+from .gate import Gate, is_causal, pool_name, seeded
 from .mixtures import ExpertMixture, Mixture
 
 
@@ -41,7 +41,7 @@ class SmearRouter(Router):
         hidden_size: int,
         num_experts: int = 4,
         level: str = "token",
-        pool: str = "causal_mean",
+        pool: str | None = None,
         *,
         name: str = "",
         seed: int = 0,
@@ -52,7 +52,7 @@ class SmearRouter(Router):
         generator = seeded("experts", name, seed)
         copies = [reinitialise(copy.deepcopy(expert), generator) for _ in range(num_experts - 1)]
         others = nn.ModuleList(copies)
-        options |= {"causal": is_causal(level, pool), "name": name, "seed": seed}
+        options |= {"causal": is_causal(level, pool_name(level, pool)), "name": name, "seed": seed}
         super().__init__(
             expert, gate, ExpertSource(others), num_experts=num_experts, level=level, **options
         )
