@@ -10,7 +10,7 @@ import pytest
 SOURCES = Path(__file__).parents[1] / "src"
 FLOORS = {
     "errors": 0, "files": 1, "progress": 1, "perturb": 1, "stats": 1, "data": 2,
-    "routers": 2, "models": 3, "measures": 4, "report": 5, "training": 6,
+    "routers": 2, "models": 3, "huggingface": 4, "measures": 4, "report": 5, "training": 6,
     "config": 7, "tracking": 8, "run_folder": 9, "experiment": 10, "replicas": 11, "dashboard": 11,
     "evaluation": 12, "studies": 12, "bench": 12,
 }  # fmt: skip

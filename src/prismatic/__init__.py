@@ -5,12 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prismatic.experiment import load as load
+    from prismatic.huggingface import from_pretrained as from_pretrained
+    from prismatic.huggingface import routers_of as routers_of
+    from prismatic.huggingface import unwrap as unwrap
+    from prismatic.huggingface import wrap as wrap
 
 # Imported when first asked for: torch and Lightning take seconds, and a plugin or `--help` needs
 # neither.
 PUBLIC = {"load": "prismatic.experiment"}
+PUBLIC |= dict.fromkeys(
+    ("from_pretrained", "routers_of", "unwrap", "wrap"), "prismatic.huggingface"
+)
 
-__all__ = ["load"]
+__all__ = ["from_pretrained", "load", "routers_of", "unwrap", "wrap"]
 
 
 def __getattr__(name: str) -> Any:

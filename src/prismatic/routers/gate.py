@@ -60,7 +60,7 @@ POOLS: dict[str, dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 
 
 def pool_name(level: str, pool: str | None) -> str:
-    """The pool that is meant: None is the level's default. Raises `ValueError` for an illegal one."""
+    """The pool that is meant: None is the level's default. Raises `ValueError` for a bad one."""
     one_of("router.level", level, tuple(POOLS))
     legal = tuple(POOLS[level])
     wanted = f"router.level={level} can pool over {', '.join(legal)}; set router.pool too"

@@ -37,8 +37,8 @@ class PrismaticRouter(Router):
     `expert` is any module whose first argument is (B, T, `hidden_size`); `forward` returns what it
     returns. `level` says what shares one merge (`token`, `sequence`: arXiv 2306.03745, or `batch`:
     the formula of source 002), `pool` what the gate sees, None for the level's default; `name` keys
-    noise and random selection and must differ between blocks. `gate` replaces the default LayerNorm and Linear over the pool.
-    Other options are those of `Router`.
+    noise and random selection and must differ between blocks. `gate` replaces the default LayerNorm
+    and Linear over the pool. Other options are those of `Router`.
     Raises `ValueError` for options out of range, and for a module that the level cannot wrap.
     """
 
@@ -62,12 +62,8 @@ class PrismaticRouter(Router):
         generator = seeded("gate", name, seed)
         gate = gate or Gate(hidden_size, num_experts, level, pool=pool, generator=generator)
         views = Views(num_experts, perturbation or Perturbation(), focal or Focal(), name)
-        options = {
-            "causal": is_causal(level, pool_name(level, pool)),
-            "name": name,
-            "seed": seed,
-            **options,
-        }
+        causal = is_causal(level, pool_name(level, pool))
+        options = {"causal": causal, "name": name, "seed": seed, **options}
         super().__init__(
             expert, gate, ViewSource(views), num_experts=num_experts, level=level, **options
         )

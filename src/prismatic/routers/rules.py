@@ -105,7 +105,10 @@ RULES |= {
     nn.RMSNorm: rms_norm,
     # Of Hugging Face transformers, matched by name: the package is optional.
     "Conv1D": conv1d,
-    **dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), llama_norm),
+    "LlamaRMSNorm": llama_norm,
+    "MistralRMSNorm": llama_norm,
+    "Qwen2RMSNorm": llama_norm,
+    "Qwen3RMSNorm": llama_norm,
     "GemmaRMSNorm": gemma_norm,
 }
 
