@@ -1,11 +1,14 @@
 import math
+from contextlib import ExitStack
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 
+from prismatic.bench.counting import counting
 from prismatic.data import IGNORE
 from prismatic.experiment import build
-from prismatic.training import DivergedError
+from prismatic.training import DivergedError, Optimization
 
 from ..tiny import fit, text_data, tiny
 
@@ -163,19 +166,26 @@ def test_divergence_stops_the_run_and_says_what_to_do(tmp_path):
     assert "warmup_steps" in str(stopped.value)
 
 
-def test_divergence_keeps_the_last_checkpoint(tmp_path):
+UNLOGGED = "trainer.log_every_n_steps=1000"
+
+
+@pytest.mark.parametrize("options", [["trainer.log_every_n_steps=1"], [UNLOGGED]], ids=str)
+@pytest.mark.parametrize("last", [4, 5])
+def test_divergence_keeps_the_last_checkpoint(options, last, tmp_path):
+    """In the step before a validation, which finds sound weights, or in the one after it."""
     config = tiny(
         "callbacks=default", "~callbacks.progress", "~callbacks.pictures", "trainer.max_steps=10",
-        "trainer.val_check_interval=2",
+        "trainer.val_check_interval=2", *options,
     )  # fmt: skip
     parts = build(config, tmp_path)
     right = parts.learner.criterion
 
     def breaks(logits, targets):
-        return right(logits, targets) * (math.nan if parts.trainer.global_step == 5 else 1)
+        loss = right(logits, targets)
+        return loss + math.inf if parts.trainer.global_step == last else loss
 
     parts.learner.criterion = breaks
-    with pytest.raises(DivergedError, match="step 5"):
+    with pytest.raises(DivergedError, match=f"step {last}: the loss is inf"):
         parts.trainer.fit(parts.learner, parts.data)
     kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 4
@@ -188,6 +198,46 @@ def test_a_divergence_in_the_last_step_is_no_result(tmp_path):
     with pytest.raises(DivergedError, match="step 1: the loss is nan"):
         fit(tmp_path, "optim.lr=1e30", "optim.warmup_steps=0", "trainer.max_steps=1", *checkpoints)
     assert not list(tmp_path.glob("checkpoints/*.ckpt")), "no broken weights are kept"
+
+
+class Waits(Callback):
+    """Counts what the third step waits for."""
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == 2:
+            self.stack = ExitStack()
+            self.counts = self.stack.enter_context(counting())
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 3:
+            self.stack.close()
+
+
+SOLVED = ["perturbation.strength=0.01", "perturbation.strength_max_scale=10"]
+LAST_LOSS = {"_local_scalar_dense": 1}
+
+
+@pytest.mark.parametrize(
+    ("router", "waits"),
+    [
+        (["router=dense"], LAST_LOSS),
+        (["router.level=token"], LAST_LOSS),
+        (SOLVED, LAST_LOSS | {"tolist": 1}),  # whether the scales of all tensors are allowed
+    ],
+    ids=str,
+)
+def test_an_unlogged_step_waits_for_the_last_loss_alone(router, waits, tmp_path, monkeypatch):
+    # AdamW counts its steps in tensors that lie on the host, which are no waits.
+    monkeypatch.setattr(
+        Optimization, "optimizer", lambda self, model: torch.optim.SGD(model.parameters())
+    )
+    recorded = ["callbacks=default", "~callbacks.progress", "~callbacks.pictures"]
+    parts = build(tiny(*router, *recorded, UNLOGGED), tmp_path)
+    seen = Waits()
+    parts.trainer.callbacks.append(seen)
+    parts.trainer.fit(parts.learner, parts.data)
+    assert dict(seen.counts.syncs) == waits
+    assert len(parts.learner.log_norms) == 2, "of the steps after warm-up"
 
 
 def test_validation_counts_every_scored_token_once(tmp_path):

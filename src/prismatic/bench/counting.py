@@ -17,10 +17,11 @@ VIEWS = frozenset(
     "unsqueeze squeeze detach alias split split_with_sizes unbind chunk unfold diagonal unflatten "
     "lift_fresh empty empty_like new_empty empty_strided new_empty_strided narrow".split()
 )
-# Operations with results of a size or value that the host must know.
+# Operations with results of a size or value that the host must know; and what makes a tensor of the
+# host's numbers, which on another device is a copy that blocks.
 WAITS = frozenset(
     "_local_scalar_dense nonzero masked_select unique_consecutive _unique2 unique_dim equal "
-    "is_nonzero bincount".split()
+    "is_nonzero bincount lift_fresh".split()
 )
 
 

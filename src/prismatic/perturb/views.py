@@ -234,10 +234,7 @@ class Change:
                 moved_EP = self.factors() * self.weight.flatten()
                 moved_E = torch.stack([wide_norm(moved_P) for moved_P in moved_EP])
             scale_E = wide_norm(self.weight) / moved_E * (perturbation.strength or 0.0)
-            scale_E = torch.where(moved_E > 0, scale_E, 0.0)
-        if not torch.compiler.is_compiling():
-            require_reachable(float(scale_E.max()), perturbation)
-        return scale_E.to(self.form[3].dtype)
+            return torch.where(moved_E > 0, scale_E, 0.0).to(self.form[3].dtype)
 
 
 class Merge(torch.autograd.Function):
@@ -414,6 +411,15 @@ def changes_of(
     for items in pending:
         taken = {item: [next(roles) for _ in item.candidates for _ in item.runs] for item in items}
         found.append({item.name: item.change(own) for item, own in taken.items()})
+    solved = [
+        (views.perturbation, torch.stack([change.scale.max() for change in changes.values()]).max())
+        for views, changes in zip(all_views, found, strict=True)
+        if views.perturbation.strength is not None
+    ]
+    if solved and not torch.compiler.is_compiling():
+        largest = torch.stack([scale for _, scale in solved]).tolist()  # one wait for all
+        for (perturbation, _), scale in zip(solved, largest, strict=True):
+            require_reachable(scale, perturbation)
     return found
 
 

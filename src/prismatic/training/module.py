@@ -26,6 +26,28 @@ class DivergedError(FloatingPointError):
     """Training left the finite numbers."""
 
 
+class Arriving:
+    """One number on its way to the host, which waits for it only in `read`."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value = value.to("cpu", non_blocking=True)
+        self.copied = torch.cuda.current_stream().record_event() if value.is_cuda else None
+
+    def read(self) -> float:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.value.item()
+
+
+def stop_if_diverged(step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"training stopped at step {step}: the loss is {loss}. What the last validation saved "
+            "is kept. Lower optim.lr, perturbation.scale or perturbation.sparsity, or lengthen "
+            "optim.warmup_steps"
+        )
+
+
 def refuse_leaks(model: Transformer, task: Task) -> None:
     """A language model's loss is no likelihood when its routing sees the future."""
     leaky = [r for r in model.routers if not (r.causal or r.allow_leak)]
@@ -59,8 +81,9 @@ class Learner(pl.LightningModule):
     """Trains a `Transformer` on a `Task` and records losses, routing and views.
 
     `criterion(logits, targets)` is what is optimised, beside the routers' penalties. Raises
-    `ValueError` for a language model with a router that sees the future, `DivergedError` at the
-    first loss that is not finite.
+    `ValueError` for a language model with a router that sees the future, `DivergedError` for the
+    first loss that is not finite: one step later, but before anything is logged, validated or saved
+    of it. In between a step waits for nothing that its device computes.
     """
 
     def __init__(
@@ -73,9 +96,11 @@ class Learner(pl.LightningModule):
         super().__init__()
         refuse_leaks(model, task)
         self.model, self.task, self.optim, self.criterion = model, task, optim, criterion
-        self.nats: float | None = None  # of the last training batch
+        self.nats: torch.Tensor | None = None  # of the last training batch
         self.probe = probe_of(task)
-        self.log_norms: list[float] = []  # of the gradient, at every step after warm-up
+        self.unread_loss: tuple[int, Arriving] | None = None  # of the last training batch, its step
+        self.unread_norms: list[torch.Tensor] = []
+        self.read_log_norms: list[float] = []
         self.best_loss = math.inf  # of all validations
 
     def configure_optimizers(self) -> Any:
@@ -92,21 +117,23 @@ class Learner(pl.LightningModule):
         loss = criterion + self.model.penalty()
         # Reduced before it is looked at: all ranks stop at the same step, or none.
         reduced = self.trainer.strategy.reduce(torch.stack([loss.detach(), nats]))
-        value, nats = reduced.tolist()  # type: ignore[union-attr]
-        self.stop_if_diverged(value)
+        value, self.nats = reduced.unbind()  # type: ignore[union-attr]
+        self.check_last_loss()
+        self.unread_loss = self.global_step, Arriving(value)
+        if self.trainer._logger_connector.should_update_logs:
+            self.check_last_loss()
         self.log("loss/criterion", value)
-        self.log("loss/train", nats)
-        self.log("optim/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.nats = nats
+        self.log("loss/train", self.nats)
+        lr = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        # Filled on the device: for a number that is copied to it the host would wait.
+        self.log("optim/lr", torch.full_like(value, lr))
         return loss
 
-    def stop_if_diverged(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"training stopped at step {self.global_step}: the loss is {loss}. What "
-                "the last validation saved is kept. Lower optim.lr, perturbation.scale or "
-                "perturbation.sparsity, or lengthen optim.warmup_steps"
-            )
+    def check_last_loss(self) -> None:
+        """Read the loss of the last training step, if that was not done."""
+        if self.unread_loss is not None:
+            (step, loss), self.unread_loss = self.unread_loss, None
+            stop_if_diverged(step, loss.read())
 
     def configure_gradient_clipping(
         self,
@@ -119,14 +146,30 @@ class Learner(pl.LightningModule):
         norm = clip_apart(self.model, limit)
         self.log("edge/grad_norm", norm)
         if self.global_step >= self.optim.warmup_steps:
-            self.log_norms.append(math.log(max(norm, TINY)))
+            self.unread_norms.append(norm)
+
+    @property
+    def log_norms(self) -> list[float]:
+        """Of the gradient, at every step after warm-up; the host waits for those not read yet."""
+        if self.unread_norms:
+            norms = torch.stack(self.unread_norms).tolist()
+            self.read_log_norms += [math.log(max(norm, TINY)) for norm in norms]
+            self.unread_norms = []
+        return self.read_log_norms
 
     def on_train_batch_end(self, *args: Any) -> None:
         # Lightning validates when it is told to stop, so that no run ends with unvalidated steps.
         if self.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True
 
+    def on_train_start(self) -> None:
+        self.unread_loss = None  # of a training that was broken off
+
+    def on_train_end(self) -> None:
+        self.check_last_loss()
+
     def on_validation_epoch_start(self) -> None:
+        self.check_last_loss()
         self.held_out = HeldOut(self.model, len(self.task.domains), self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -138,7 +181,7 @@ class Learner(pl.LightningModule):
         for tensor in self.held_out.tensors():
             tensor.copy_(self.trainer.strategy.reduce(tensor, reduce_op="sum"))
         nats, by_domain = self.held_out.losses(self.task.domains)
-        self.stop_if_diverged(nats)  # before a checkpoint is written
+        stop_if_diverged(self.global_step, nats)  # before a checkpoint is written
         self.best_loss = min(self.best_loss, nats)
         recorded = {"loss/val": nats, "best/loss/val": self.best_loss}
         recorded |= self.held_out.routing.compute(len(self.model.routers))
@@ -155,10 +198,12 @@ class Learner(pl.LightningModule):
         self.log_dict(recorded)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_last_loss()  # before it is written
         checkpoint["log_norms"], checkpoint["best_loss"] = list(self.log_norms), self.best_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.log_norms, self.best_loss = list(checkpoint["log_norms"]), checkpoint["best_loss"]
+        self.read_log_norms = list(checkpoint["log_norms"])
+        self.unread_norms, self.best_loss = [], checkpoint["best_loss"]
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is of one process
         go_on_from_step(checkpoint, self.trainer.accumulate_grad_batches)
 
@@ -169,7 +214,7 @@ class Learner(pl.LightningModule):
             return {}
         measure = RoutingMeasure(self.model.depth, self.model.routers[0].num_experts, self.device)
         measure.update(self.model.routing, 1)
-        shown = {"loss": self.nats}
+        shown = {"loss": float(self.nats)}
         if self.task.bytes_per_token:
-            shown["bits/byte"] = self.nats / math.log(2) / self.task.bytes_per_token["train"]
+            shown["bits/byte"] = shown["loss"] / math.log(2) / self.task.bytes_per_token["train"]
         return shown | {"routing entropy": measure.compute()["routing/entropy"]}

@@ -74,14 +74,14 @@ class Optimization:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)
 
 
-def clip_apart(model: Transformer, limit: float) -> float:
-    """Clip trunk and routers each to a norm; returns the global norm before.
+def clip_apart(model: Transformer, limit: float) -> torch.Tensor:
+    """Clip trunk and routers each to a norm; returns the global norm before, a scalar.
 
-    Apart, so that a router's gradient cannot shrink the trunk's step.
+    Apart, so that a router's gradient cannot shrink the trunk's step. Waits for no result.
     """
     norms = [
         full_tensor(nn.utils.clip_grad_norm_(group, limit))
         for group in split_parameters(model)
         if any(p.grad is not None for p in group)
     ]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    return torch.stack(norms).norm() if norms else torch.zeros(())
