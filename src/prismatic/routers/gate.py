@@ -128,7 +128,7 @@ class ConstantGate(nn.Module):
 def one_hot(probs: torch.Tensor, view: int) -> torch.Tensor:
     """Routing weights like `probs` that are all one view's."""
     alone = torch.zeros_like(probs)
-    alone[..., view] = 1
+    alone[..., view].fill_(1)
     return alone
 
 
