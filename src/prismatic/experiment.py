@@ -10,7 +10,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
 from prismatic.config.checks import check, check_ranks, pinned
@@ -90,8 +90,11 @@ def build(
     learner = Learner(model, task, optim, instantiate(config.loss))
     configured = [instantiate(node) for node in config.callbacks.values() if node is not None]
     callbacks = [*configured, *callbacks]
+    options = config.trainer.copy()
+    OmegaConf.set_struct(options, False)
+    compiled = options.pop("compile", False)  # a run of before it was there has none
     trainer = instantiate(
-        config.trainer,
+        options,
         callbacks=callbacks,
         logger=logger or False,
         default_root_dir=str(run_dir),
@@ -100,6 +103,8 @@ def build(
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
     )
     check_ranks(trainer, optim.batch_size, in_sweep())
+    if compiled:
+        learner.compile_training(trainer.strategy)
     data = TaskData(task, optim.batch_size, config.seed)
     return Parts(task, model, learner, data, trainer, logger)
 

@@ -55,6 +55,8 @@ def check(config: DictConfig) -> None:
         value = config.trainer[name]
         whole = isinstance(value, int) and value >= least
         require(whole, f"trainer.{name}", value, f"give a whole number >= {least}")
+    compiled = config.trainer.get("compile", False)
+    require(isinstance(compiled, bool), "trainer.compile", compiled, "give true or false")
     check_batches(config.trainer)
     for group in ("perturbation", "focal"):
         instantiate(config[group])  # a value that no router reads must be a good one, too

@@ -58,7 +58,7 @@ def select(
 def select_on_cpu(weights: list[torch.Tensor], counts: list[int], runs: list[int]) -> torch.Tensor:
     """The roles of all runs, one after the other; a compiler need not look into numpy's part."""
     # `Tensor.numpy` would keep FSDP from freeing the memory ever after.
-    arrays = [np.from_dlpack(w_P) for w_P in weights]
+    arrays = [np.from_dlpack(w_P.detach()) for w_P in weights]
     pairs = zip(arrays, counts[::2], counts[1::2], strict=True)
     edges = [
         search(w_P, (top, bottom)) or partition(w_P, (top, bottom)) for w_P, top, bottom in pairs

@@ -193,6 +193,8 @@ def train(config: DictConfig, seeds: Sequence[int]) -> dict[int, dict[str, float
     require(loss is cross_entropy, "loss", loss, "full batches know loss=cross_entropy alone")
     precision = config.trainer.precision
     require(precision == "32-true", "trainer.precision", precision, "give 32-true")
+    wanted = "seeds that are trained together run as they are: give false"
+    require(not config.trainer.get("compile"), "trainer.compile", True, wanted)
     models = []
     for seed in seeds:
         alone = config.copy()

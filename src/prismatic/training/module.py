@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import Strategy
 
 from prismatic.data import Batch, Task
 from prismatic.errors import require
@@ -20,6 +21,7 @@ from prismatic.models import Transformer
 
 from .losses import cross_entropy
 from .optim import Optimization, clip_apart
+from .sharding import FullySharded
 
 
 class DivergedError(FloatingPointError):
@@ -96,6 +98,7 @@ class Learner(pl.LightningModule):
         super().__init__()
         refuse_leaks(model, task)
         self.model, self.task, self.optim, self.criterion = model, task, optim, criterion
+        self.compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.nats: torch.Tensor | None = None  # of the last training batch
         self.probe = probe_of(task)
         self.unread_loss: tuple[int, Arriving] | None = None  # of the last training batch, its step
@@ -103,13 +106,26 @@ class Learner(pl.LightningModule):
         self.read_log_norms: list[float] = []
         self.best_loss = math.inf  # of all validations
 
+    def compile_training(self, strategy: Strategy) -> None:
+        """Train by a compiled forward: one graph, on a GPU one of CUDA's, with the same parameters.
+
+        What forces views, watches attention or has batches of other sizes (validation, diagnostics,
+        evaluation) runs as before. Raises `ValueError` where blocks gather their weights.
+        """
+        wanted = "trainer=fsdp gathers weights as a block begins: use trainer=ddp or one device"
+        require(not isinstance(strategy, FullySharded), "trainer.compile", True, wanted)
+        # It splits a graph for Lightning's ddp, and cannot split autograd functions.
+        torch._dynamo.config.optimize_ddp = False
+        mode = "reduce-overhead" if strategy.root_device.type == "cuda" else None
+        self.compiled = torch.compile(self.model.forward, fullgraph=True, dynamic=False, mode=mode)
+
     def configure_optimizers(self) -> Any:
         optimizer = self.optim.optimizer(self.model)
         schedule = {"scheduler": self.optim.schedule(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        logits = self.model(batch.tokens_BT)
+        logits = (self.compiled or self.model)(batch.tokens_BT)
         criterion = self.criterion(logits, batch.targets_BT)
         nats = criterion.detach()
         if self.criterion is not cross_entropy:
