@@ -52,21 +52,30 @@ def test_a_class_without_a_rule_is_named_with_the_ways_out(router):
         router(Gain(), WIDTH, 2)
 
 
-def test_an_input_without_rows_and_positions_is_named_at_level_token():
-    router = prismatic(Flattening().double())
-    with pytest.raises(ValueError, match=rf"map \(Linear\) .*\(15, 8\).*\(3, 5\).*; {WAYS_OUT}"):
+BY_ROW = r"register_rule\(cls, None\) to run it row by row"
+
+
+@pytest.mark.parametrize(("level", "begins"), [("token", r"\(3, 5\)"), ("sequence", r"\(3,\)")])
+def test_an_input_without_rows_and_positions_is_named(level, begins):
+    router = prismatic(Flattening().double(), level)
+    with pytest.raises(ValueError, match=rf"map \(Linear\) .*\(15, 8\).*{begins}.*; {WAYS_OUT}"):
         router(inputs(3, 5))
 
 
-def test_a_parameter_used_without_its_module_is_named_at_level_token():
-    with pytest.raises(ValueError, match=rf"second was not called.*; {WAYS_OUT}"):
-        prismatic(Functional().double())(inputs())
+@pytest.mark.parametrize(("level", "further"), [("token", ""), ("sequence", BY_ROW)])
+def test_a_parameter_used_without_its_module_is_named(level, further):
+    with pytest.raises(ValueError, match=rf"second was not called.*; {WAYS_OUT}.*{further}"):
+        prismatic(Functional().double(), level)(inputs())
 
 
 @pytest.mark.parametrize("make", [Functional, Flattening])
 @pytest.mark.parametrize("level", ["sequence", "batch"])
 def test_both_can_be_wrapped_at_the_other_levels(make, level):
+    register_rule(make, None)
     assert_as_reference(prismatic(scrambled(make()).double(), level), inputs(3, 5))
+    with pytest.raises(ValueError, match=rf"the module itself \({make.__name__}\) has no rule"):
+        prismatic(make().double())
+    del RULES[make]
 
 
 @pytest.fixture

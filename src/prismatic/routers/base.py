@@ -124,9 +124,7 @@ class Router(nn.Module):
             try:
                 return self._switch.run((mixtures, probs, leading), self.expert, args, kwargs)
             except UnroutableError as error:
-                if self.level == "token":
-                    raise ValueError(self._refusal(str(error))) from error
-                self._switch = None  # it reshapes its input, or reaches past a submodule's forward
+                raise ValueError(self._refusal(str(error))) from error
         return by_row(self.expert, mixtures, probs, args, kwargs)
 
     @contextmanager
@@ -166,9 +164,10 @@ class Router(nn.Module):
         return drop_views(probs, kept)
 
     def _refusal(self, reason: str) -> str:
+        rows = ", or register_rule(cls, None) to run it row by row" * (self.level == "sequence")
         return (
             f"router.level={self.level} cannot wrap {type(self.expert).__name__}: {reason}; use "
-            "router.level=batch, or teach it with prismatic.routers.register_rule(cls, fn)"
+            "router.level=batch, or teach it with prismatic.routers.register_rule(cls, fn)" + rows
         )
 
 

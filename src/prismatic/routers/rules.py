@@ -54,14 +54,16 @@ class Routed:
 
 
 Rule = Callable[[Any, Mapping[str, Routed], torch.Tensor], torch.Tensor]
-RULES: dict[type[nn.Module] | str, Rule] = {}
+RULES: dict[type[nn.Module] | str, Rule | None] = {}
 
 
-def register_rule(cls: type[nn.Module], fn: Rule) -> None:
+def register_rule(cls: type[nn.Module], fn: Rule | None) -> None:
     """Teach level token (and the fast path of level sequence) a class of module.
 
     `fn(module, params, x)` returns what `module(x)` would with merged parameters; `params` maps
     the names of the module's own parameters to `Routed`. It holds for `cls`, not its subclasses.
+    None says that rules do not describe a class, because it reshapes what its submodules get or
+    uses their parameters without calling them: at level sequence it then runs row by row.
     """
     RULES[cls] = fn
 
@@ -132,10 +134,11 @@ def owners(expert: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def unruled(expert: nn.Module) -> str | None:
-    """What is the matter with the first submodule that owns parameters and has no rule, or None."""
-    for path, module in owners(expert):
-        if rule_of(module) is None:
-            has = "a forward of its own" if "forward" in vars(module) else "parameters and no rule"
+    """What is the matter with the first submodule that rules do not describe, or None."""
+    for path, module in expert.named_modules():
+        owns = any(True for _ in module.parameters(recurse=False))
+        if rule_of(module) is None and (owns or class_of(module) in RULES):
+            has = "a forward of its own" if "forward" in vars(module) else "no rule"
             return f"{path or 'the module itself'} ({class_of(module).__name__}) has {has}"
     return None
 
