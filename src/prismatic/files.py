@@ -1,6 +1,7 @@
-"""Writing files so that a reader never sees half of one, whatever happens."""
+"""Writing files and folders so that a reader never sees half of one, whatever happens."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,3 +41,20 @@ def append_line(path: Path, line: str) -> None:
             else:
                 path.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty draft beside `path` to fill, which then becomes it; for one process at a time.
+
+    What an earlier process left of its draft is removed. Raises `DiskFullError`.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    with naming_full_disk(path):
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            draft.mkdir(parents=True)
+            yield draft
+            draft.replace(path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)

@@ -1,7 +1,9 @@
 """A configuration before it is built: what cannot be is refused, what depends is settled."""
 
 import sys
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from glob import has_magic
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +22,8 @@ GROUPS = (
     "logger", "guard",
 )  # fmt: skip
 VALUES = ("seed", "seeds", "ckpt_path", "resume", "objective", "tags", "twin")
-PATHS = ("data.path", "ckpt_path", "twin")
+PATHS = ("ckpt_path", "twin")
+DATA = ("data.path", "data.tokenizer")  # of which what is not there may be a name
 
 
 def check(config: DictConfig) -> None:
@@ -93,6 +96,15 @@ def check_ranks(trainer: "Trainer", batch_size: int, in_sweep: bool) -> None:
         )  # fmt: skip
 
 
+def located(typed: Any) -> Any:
+    """Paths that are there, and globs, as absolute ones; in a mapping, too. Names stay."""
+    if isinstance(typed, Mapping):
+        return {key: located(value) for key, value in typed.items()}
+    if not isinstance(typed, str) or not typed:
+        return typed
+    return str(absolute(typed)) if has_magic(typed) or absolute(typed).exists() else typed
+
+
 def pinned(config: DictConfig) -> DictConfig:
     """A checked copy that means the same from any working directory, and that fits itself."""
     import torch
@@ -104,6 +116,10 @@ def pinned(config: DictConfig) -> DictConfig:
         typed = OmegaConf.select(config, key)
         if typed is not None:
             OmegaConf.update(config, key, str(absolute(typed)))
+    for key in DATA:
+        typed = OmegaConf.select(config, key)
+        if typed is not None:
+            OmegaConf.update(config, key, located(typed))
     trainer = config.trainer
     if trainer.accelerator == "auto" and not torch.cuda.is_available():
         trainer.accelerator = "cpu"  # Apple's GPU has no float64, which positions need

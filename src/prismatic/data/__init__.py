@@ -14,13 +14,15 @@ from .corpora import (
     TextSource,
     UserFiles,
 )
+from .corpus import CorpusTask
 from .synthetic import IIDTask, MixedTask
 from .tables import latin_square, random_function, sum_digit, sum_mod, uneven
-from .task import IGNORE, Batch, Task, Tokenizer
+from .task import IGNORE, Batch, Task, Tokenizer, next_tokens, stream
 from .text import TextTask, user_text
 
 __all__ = [
-    "IGNORE", "Batch", "Bible", "Corpus", "German", "IIDTask", "MixedTask", "PydocTopics",
-    "PythonLibrary", "Shakespeare", "Task", "TextSource", "TextTask", "Tokenizer", "UserFiles",
-    "latin_square", "random_function", "sum_digit", "sum_mod", "uneven", "user_text",
+    "IGNORE", "Batch", "Bible", "Corpus", "CorpusTask", "German", "IIDTask", "MixedTask",
+    "PydocTopics", "PythonLibrary", "Shakespeare", "Task", "TextSource", "TextTask", "Tokenizer",
+    "UserFiles", "latin_square", "next_tokens", "random_function", "stream", "sum_digit", "sum_mod",
+    "uneven", "user_text",
 ]  # fmt: skip

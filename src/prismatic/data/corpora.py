@@ -131,6 +131,13 @@ class UserFiles:
         root = self.root()
         files = {root.name: root} if root.is_file() else visible_files(root)
         files = {name: path for name, path in files.items() if path.stat().st_size}
+        tables = [name for name, path in files.items() if ".jsonl" in path.suffixes]
+        if tables:
+            raise ValueError(
+                f"{tables[0]} of data.path={self.path} holds texts as JSON, and data=text would "
+                f"train on the JSON itself: use data=corpus data.path={self.path} "
+                "data.text_key=text"
+            )
         if not files:
             raise ValueError(f"data.path={self.path} is empty: give a file or folder with text")
         domains = {name: [path] for name, path in sorted(files.items())}

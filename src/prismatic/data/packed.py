@@ -68,7 +68,7 @@ class PackedTask(Task):
         starts: Starts | None = None,
         held_out_tokens: int | None = None,
     ) -> None:
-        self.tokens_N, self.seq_len = tokens_N, seq_len
+        self.tokens_N, self.bounds, self.seq_len = tokens_N, bounds, seq_len
         self.starts = starts or Anywhere(bounds["train"], seq_len)
         size_D = np.diff(bounds["train"]).ravel() if weight_D is None else np.asarray(weight_D)
         self.share_D = size_D / size_D.sum()
