@@ -19,7 +19,7 @@ $(VENV)/.complete: requirements.lock requirements-corpora.lock pyproject.toml
 	touch $@
 
 train: env ## the main job: two minutes of training on two cores
-	$(RUN) src/train.py perturbation=attractive focal=radial_helical
+	$(RUN) src/train.py perturbation=attractive focal=radial_helical baseline=dense
 
 test: env ## the default tests: a few minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile

@@ -9,11 +9,13 @@ from hydra.errors import InstantiationException
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from scipy.stats import entropy
+from torch.nn import functional as F
 
 import prismatic
-from prismatic import experiment, replicas
+from prismatic import experiment, replicas, report
 from prismatic.config.checks import pinned
 from prismatic.replicas import run
+from prismatic.report.record import read
 from prismatic.run_folder.recording import choice_tags, run_name
 from prismatic.training import DivergedError
 
@@ -67,25 +69,62 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_returned(tmp_path):
     assert not any(name.startswith("changed.") for name in recorded.data.tags)
 
 
-def test_the_dense_twin_is_trained_once_and_compared_with(tmp_path):
-    twin = ["objective=[loss/val,loss/excess,diversity/relative]", f"twin={tmp_path / 'twin'}"]
-    twin += ["router.num_experts=2"]
-    found = run(tiny(*twin, "focal=none"), tmp_path / "one")
+def test_the_dense_baseline_is_trained_once_and_compared_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRISMATIC_OUTPUTS", str(tmp_path))
+    beside = ["objective=[loss/val,loss/excess,diversity/relative]", "baseline=dense"]
+    beside += ["router.num_experts=2"]
+    found = run(tiny(*beside, "focal=none"), tmp_path / "one")
     dense = run(tiny("router=dense"), tmp_path / "dense")
-    assert found["loss/excess"] == found["loss/val"] - dense
-    weak = run(tiny(*twin, "perturbation.scale=0"), tmp_path / "zero")
+    assert found["loss/excess"] == pytest.approx(found["loss/val"] - dense)
+    weak = run(tiny(*beside, "perturbation.scale=0"), tmp_path / "zero")
     assert weak["loss/excess"] == 0
     assert weak["diversity/relative"] == pytest.approx(0, abs=1e-9)
-    trained = list((tmp_path / "twin").glob("*/metrics.json"))
+    trained = list((tmp_path / "baselines").glob("*/metrics.json"))
     assert len(trained) == 2  # as many as views
-    run(tiny(*twin, "seeds=[0,1]"), tmp_path / "seeds")
-    assert list((tmp_path / "twin").glob("*/metrics.json")) == trained
+    both = run(tiny(*beside, "seeds=[0,1]", "focal=none"), tmp_path / "seeds")
+    assert list((tmp_path / "baselines").glob("*/metrics.json")) == trained
+    second = run(tiny(*beside, "seed=1", "focal=none", "objective=loss/excess"), tmp_path / "two")
+    assert both["loss/excess"] == pytest.approx((found["loss/excess"] + second) / 2)
 
 
-def test_diversity_is_also_told_relative_to_dense_models(tmp_path):
+def test_a_run_ends_with_what_it_shows(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("PRISMATIC_OUTPUTS", str(tmp_path))
+    caplog.set_level(logging.INFO)
+    typed = [*text_data(tmp_path), "baseline=dense", "focal=none", "router.num_experts=2"]
+    callbacks = ["callbacks=default", "~callbacks.progress", "~callbacks.pictures"]
+    run(tiny(*typed, *callbacks), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    routed, dense = metrics["loss/val"], metrics["loss/dense"]
+    assert metrics["loss/excess"] == pytest.approx(routed - dense, abs=1e-6)
+    page = report.described(read(tmp_path / "run" / "diagnostics.jsonl"))
+    for line in (f"{routed:.4f}", f"{dense:.4f}", f"{routed - dense:+.4f}", "view 1 alone"):
+        assert line in caplog.text and line in page
+    assert "shows neither" in caplog.text and "shows neither" in page
+
+
+def test_a_view_alone_is_compared_with_all_merged_on_the_same_text(tmp_path):
+    rows = ["focal=none", "callbacks.views_alone.rows=8", "router.num_experts=2"]
+    only = [f"~callbacks.{name}" for name in ("progress", "pictures", "checkpoint", "diagnostics")]
+    parts, _ = fit(tmp_path, *text_data(tmp_path), *rows, "callbacks=default", *only)
+    model, num_rows = parts.model.eval(), parts.task.num_rows("val")
+    tokens_BT, targets_BT, _ = parts.task.held_out("val", torch.linspace(0, num_rows - 1, 8).long())
+
+    @torch.no_grad()
+    def loss():
+        return F.cross_entropy(model(tokens_BT).flatten(0, 1), targets_BT.flatten()).item()
+
+    merged = loss()
+    with model.forced(1):
+        expected = loss() - merged
+    found = float(parts.trainer.callback_metrics["views/1/over_merged"])
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_diversity_is_also_told_relative_to_dense_models(tmp_path, monkeypatch):
     """As many as there are views, each of a seed of its own."""
-    twin = ["objective=[objective/diversity,diversity/relative]", f"twin={tmp_path / 'twin'}"]
-    found = run(tiny(*twin, "focal=none", "router.num_experts=3"), tmp_path / "one")
+    monkeypatch.setenv("PRISMATIC_OUTPUTS", str(tmp_path))
+    beside = ["objective=[objective/diversity,diversity/relative]", "baseline=dense"]
+    found = run(tiny(*beside, "focal=none", "router.num_experts=3"), tmp_path / "one")
     predicted = []
     for seed in range(3):
         parts, _ = fit(tmp_path / str(seed), "router=dense", f"seed={seed}")
@@ -301,8 +340,7 @@ def test_paths_are_absolute_and_begin_where_the_command_was_typed(tmp_path, monk
     text_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    typed = ["data=text", "data.path=squares.txt", "ckpt_path='~/last.ckpt'", "twin=2024"]
+    typed = ["data=text", "data.path=squares.txt", "ckpt_path='~/last.ckpt'"]
     config = pinned(tiny(*typed))
     assert config.data.path == str(tmp_path / "squares.txt")
     assert config.ckpt_path == str(tmp_path / "home" / "last.ckpt")
-    assert config.twin == str(tmp_path / "2024")

@@ -147,7 +147,6 @@ def train(
         raise
     if parts.trainer.is_global_zero:
         write_text(run_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
-    summarise(parts.task, metrics, run_dir, logger=logger)
     return metrics
 
 
@@ -185,6 +184,7 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     run_dir, config = Path(run_dir), pinned(config)
     logger = build_logger(config, run_dir)
     metrics = train(config, run_dir, logger, [Objectives(objectives(config))])
+    summarise(metrics, run_dir, logger)
     return conclude(config, metrics, logger)
 
 

@@ -24,7 +24,7 @@ TWO = ["-m", "optuna=diversity_stability", "hydra.launcher.n_jobs=2", "hydra.swe
 def outputs(tmp_path_factory):
     """A search of two objectives and a grid of which half fails; what the search printed."""
     folder = tmp_path_factory.mktemp("sweeps")
-    # The twin's budget is shared, so that the constraints are really there.
+    # The baseline's budget is shared, so that the constraints are really there.
     searched = command("train", *TWO, *SMALL, "seeds=null", folder=folder).stdout
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
     grid = ["-m", "focal=none,helical", "optim.lr=0.01,nan", *SMALL]

@@ -43,7 +43,7 @@ def write_sweep(folder, *trials, names=("d", "loss"), options=None, **config):
         },
         "runtime": {"config_sources": [{"provider": "command-line", "path": "/my/conf"}]},
     }  # fmt: skip
-    base = {"seed": 0, "seeds": [0, 4], "twin": None, "hydra": hydra}
+    base = {"seed": 0, "seeds": [0, 4], "hydra": hydra}
     OmegaConf.save(OmegaConf.create(base | config), folder / "multirun.yaml")
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
     study = optuna.create_study(
@@ -86,12 +86,11 @@ def test_the_very_points_of_the_front_are_asked_for(tmp_path):
     assert parsed["seeds"] == [5, 6] and parsed["hydra.sweeper.n_trials"] == 2
 
 
-def test_random_search_has_as_many_trials_and_the_same_twin(tmp_path):
+def test_random_search_has_as_many_trials(tmp_path):
     trials = [({}, (1, 2), 0)] * 3 + [({}, None, 0)]
-    sweep = read_sweep(write_sweep(tmp_path, *trials, twin="${hydra:sweep.dir}/twin"))
+    sweep = read_sweep(write_sweep(tmp_path, *trials))
     parsed = parse(ask_random(sweep))
     assert parsed["hydra.sweeper.enqueue"] == [] and parsed["hydra.sweeper.n_trials"] == 4
-    assert parsed["twin"] == str(tmp_path / "twin")  # not trained again
     assert "seeds" not in parsed
 
 
@@ -195,4 +194,3 @@ def test_a_sweep_is_trained_again_and_beside_random_search(tmp_path):
     out = run("eval", f"random={sweep}", folder=tmp_path).stdout
     assert "hypervolume after 3 trials" in out
     assert len(list((sweep / "random-3").glob("*/result.json"))) == 3
-    assert not (sweep / "random-3" / "twin").exists()

@@ -1,7 +1,6 @@
 """The page of a run holds everything that it shows, in reading order, and starts with alarms."""
 
 import base64
-import math
 import re
 
 import pytest
@@ -69,7 +68,7 @@ def test_alarms_and_remedies_come_first(tmp_path):
 def test_a_description_has_the_alarms_the_results_and_a_picture_of_each_chapter(written):
     text = report.described(records.with_alarms((30, "nan"), (10, "dead_view")))
     assert "**Alarm: dead_view.** Step 10: <dead_view> was seen. What to do: act." in text
-    assert "No alarm" not in text and "\n| validation loss | 2.4 |\n" in text
+    assert "No alarm" not in text and "\n| validation loss | 2.4000 |\n" in text
     assert report.described(Record()).startswith("**No alarm.**\n\nAll pictures")
     names = [path.stem for path in report.leading(written)]
     assert names == ["losses", "forced", "weights", "logits", "lens"]
@@ -78,9 +77,9 @@ def test_a_description_has_the_alarms_the_results_and_a_picture_of_each_chapter(
 def test_results_are_the_last_and_the_best():
     lines = ({"step": 5, "loss/val": 2.0}, {"step": 9, "loss/val": 3.0})
     found = report.compute_results(Record({"vocab": 256}, lines))
-    assert found["validation loss"] == 3 and found["best validation loss"] == 2
-    assert found["best at step"] == 5
-    assert found["bits per byte"] == pytest.approx(3 / math.log(2))
+    assert found["validation loss"] == "3.0000" and found["best validation loss"] == "2"
+    assert found["best at step"] == "5"
+    assert found["bits per byte"] == "4.3281"
     assert "bits per byte" not in report.compute_results(Record({"vocab": 10}, lines))
     assert report.compute_results(Record()) == {}
     partly = ({"step": 5, "loss/val": 2.0, "loss/domain_D": [1.0, 2.0]},)

@@ -21,8 +21,8 @@ GROUPS = (
     "data", "model", "router", "perturbation", "focal", "loss", "optim", "trainer", "callbacks",
     "logger", "guard",
 )  # fmt: skip
-VALUES = ("seed", "seeds", "ckpt_path", "resume", "objective", "tags", "twin")
-PATHS = ("ckpt_path", "twin")
+VALUES = ("seed", "seeds", "ckpt_path", "resume", "objective", "tags", "baseline")
+PATHS = ("ckpt_path",)
 DATA = ("data.path", "data.tokenizer")  # of which what is not there may be a name
 
 
@@ -47,6 +47,7 @@ def check(config: DictConfig) -> None:
     require(resume in (None, "auto") and alone, "resume", resume, wanted)
     wanted = "it holds one training, and seeds asks for several: give seed=<that one's> alone"
     require(seeds is None or config.ckpt_path is None, "ckpt_path", config.ckpt_path, wanted)
+    one_of("baseline", config.get("baseline", "none"), ("none", "dense"))
     objective = config.objective
     named = isinstance(objective, str) or OmegaConf.is_list(objective)
     wanted = "name a metric such as loss/val, or a list of metrics"

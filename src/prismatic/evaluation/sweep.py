@@ -36,8 +36,6 @@ from prismatic.errors import require
 from prismatic.files import write_text
 from prismatic.run_folder.contents import METRICS
 
-SWEEP_DIR = "${hydra:sweep.dir}"
-
 
 @dataclass(frozen=True)
 class FinishedSweep:
@@ -107,11 +105,7 @@ def ask_front(sweep: FinishedSweep, seeds: Sequence[int]) -> list[str]:
 
 def ask_random(sweep: FinishedSweep) -> list[str]:
     """Overrides by which the sweep's command searches at random, with nothing asked first."""
-    # The dense twins' folder may follow the sweep's, and they need not be trained again.
-    as_written: Any = OmegaConf.to_container(sweep.config)
-    twin = as_written["twin"]
     return [
-        *([f"twin={quote(twin.replace(SWEEP_DIR, str(sweep.folder)))}"] if twin else []),
         "hydra.sweeper.enqueue=[]",
         f"hydra.sweeper.n_trials={sweep.num_trials}",
     ]

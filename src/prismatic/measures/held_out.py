@@ -104,10 +104,33 @@ class Calibration:
         }
 
 
-def probe_of(task: Task) -> Batch:
+def probe_of(task: Task, rows: int = PROBE_ROWS) -> Batch:
     """A few held-out rows, evenly from all of them and so from all domains."""
     num_rows = task.num_rows("val")
-    return task.held_out("val", torch.linspace(0, num_rows - 1, min(PROBE_ROWS, num_rows)).long())
+    return task.held_out("val", torch.linspace(0, num_rows - 1, min(rows, num_rows)).long())
+
+
+@torch.no_grad()
+def views_over_merged(model: Transformer, batch: Batch) -> list[float]:
+    """The loss of each view alone less that of all merged, in nats per scored token."""
+
+    def total() -> float:
+        parts = (part.split(PROBE_ROWS) for part in (batch.tokens_BT, batch.targets_BT))
+        return sum(
+            float(
+                F.cross_entropy(
+                    model(tokens_BT).flatten(0, 1).float(), targets_BT.flatten(),
+                    ignore_index=IGNORE, reduction="sum",
+                )
+            )
+            for tokens_BT, targets_BT in zip(*parts, strict=True)
+        )  # fmt: skip
+
+    num_scored, merged, over = int((batch.targets_BT != IGNORE).sum()), total(), []
+    for view in range(model.routers[0].num_experts):
+        with model.forced(view):
+            over.append((total() - merged) / num_scored)
+    return over
 
 
 @torch.no_grad()

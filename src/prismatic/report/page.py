@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from .answer import compute_answer, of_record, tell
 from .edge import draw_attention, draw_confidence, draw_gradients, draw_logits
 from .lens import draw_change, draw_lens
 from .losses import draw_apart, draw_forced, draw_losses
@@ -52,22 +53,29 @@ def compute_alarms(record: Record) -> list[RaisedAlarm]:
 
 
 def compute_reached(record: Record) -> dict[str, float]:
-    """The last and the best validation loss, and the step of the best; empty without any."""
+    """The best validation loss and its step, and bits of the last one; empty without any."""
     steps, val_S = record.series("loss/val")
     if not np.isfinite(val_S).any():
         return {}
     best = int(np.nanargmin(val_S))
     text = record.about.get("vocab") == BYTES
     return {
-        "validation loss": float(val_S[-1]),
         **({"bits per byte": float(val_S[-1]) / math.log(2)} if text else {}),
         "best validation loss": float(val_S[best]),
         "best at step": float(steps[best]),
     }
 
 
-def compute_results(record: Record) -> dict[str, float]:
+def compute_results(record: Record) -> dict[str, str]:
     """Losses at the end beside what they are to be compared with, by readable names."""
+    results = compute_answer(of_record(record)) | {
+        name: f"{value:.5g}" for name, value in compute_known(record).items()
+    }
+    return results
+
+
+def compute_known(record: Record) -> dict[str, float]:
+    """What a record has beside the answer: the best, the baselines, the losses by domain."""
     results = compute_reached(record)
     baselines = record.about.get("baselines") or {}
     results |= {f"{name} (baseline)": value for name, value in baselines.items()}
@@ -80,16 +88,23 @@ def compute_results(record: Record) -> dict[str, float]:
     return results
 
 
+def compute_sentences(record: Record) -> list[str]:
+    """What the results say, and the command that settles what they do not."""
+    settle = record.about.get("settle")
+    return tell(of_record(record)) + ([f"To settle it: {settle}"] if settle else [])
+
+
 def overview(record: Record) -> str:
-    """The page's head: facts, alarms with their remedies, results."""
+    """The page's head: facts, what was found, results, alarms with their remedies."""
     about = record.about
     keys = ("router", "level", "views", "passes", "task", "dtype")
     facts = " · ".join(f"{key} {about[key]}" for key in keys if about.get(key) not in (None, ""))
     alarms = [alarm_html(alarm) for alarm in compute_alarms(record)]
     calm = notice("calm", "No alarm.", "None of the failures that are watched for was seen.")
-    rows = [(name, f"{value:.5g}") for name, value in compute_results(record).items()]
+    rows = list(compute_results(record).items())
     results = table(("result", "nats per token, if not named"), rows) if rows else ""
-    return "\n".join([paragraph(facts, "facts"), *(alarms or [calm]), results])
+    said = [paragraph(sentence, "answer") for sentence in compute_sentences(record)]
+    return "\n".join([paragraph(facts, "facts"), *said, results, *(alarms or [calm])])
 
 
 def described(record: Record) -> str:
@@ -98,11 +113,12 @@ def described(record: Record) -> str:
         f"**Alarm: {alarm.name}.** Step {alarm.step}: {alarm.message}. What to do: {alarm.remedy}."
         for alarm in compute_alarms(record)
     ]
-    rows = [f"| {name} | {value:.5g} |" for name, value in compute_results(record).items()]
+    rows = [f"| {name} | {value} |" for name, value in compute_results(record).items()]
     head = ["| result | nats per token, if not named |", "|---|---|"]
     results = ["\n".join(head + rows)] if rows else []
     where = "All pictures, in reading order: `report/report.html` among the artifacts."
-    return "\n\n".join([*(alarms or ["**No alarm.**"]), *results, where])
+    said = compute_sentences(record)
+    return "\n\n".join([*said, *results, *(alarms or ["**No alarm.**"]), where])
 
 
 def alarm_html(alarm: RaisedAlarm) -> str:

@@ -4,17 +4,18 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from prismatic.data import Task
 from prismatic.files import write_text
 from prismatic.measures import view_measures
 from prismatic.models import Transformer
+from prismatic.report.answer import compute_answer, tell
 from prismatic.report.page import FOLDER, HTML
 
-from .contents import METRICS
+from .contents import METRICS, read_run
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +37,24 @@ def report_strength(model: Transformer, logger: Any) -> None:
 
 
 @rank_zero_only
-def summarise(task: Task, metrics: Mapping[str, float], run_dir: Path, *, logger: Any) -> None:
-    """Print the result beside what it is to be compared with, and where to look next."""
-    rows: dict[str, float] = {}
-    rows |= {name: metrics[name] for name in ("loss/val", "loss/bits_per_byte") if name in metrics}
-    rows |= {f"{name} (baseline)": value for name, value in task.baselines.items()}
-    if task.bayes_loss is not None:
-        rows["bayes (least possible)"] = task.bayes_loss
-    print_rows("result, in nats per token unless named otherwise", rows, ".4f")
+def summarise(
+    metrics: Mapping[str, float], run_dir: Path, logger: Any, settle: str | None = None
+) -> None:
+    """Print the result beside what it is to be compared with, what it shows, and where to look
+    next. `settle` is the command that decides what one run cannot.
+    """
+    known = read_run(run_dir)[1]
+    rows = compute_answer(metrics)
+    if "loss/bits_per_byte" in metrics:
+        rows["bits per byte"] = f"{metrics['loss/bits_per_byte']:.4f}"
+    rows |= {f"{name} (baseline)": f"{value:.4f}" for name, value in known["baselines"].items()}
+    if known["bayes_loss"] is not None:
+        rows["bayes (least possible)"] = f"{known['bayes_loss']:.4f}"
+    print_rows("result, in nats per token unless named otherwise", rows)
+    for sentence in tell(metrics):
+        log.info(fill(sentence, 100))
+    if settle:
+        log.info(f"settle it:    {settle}")
     log.info(f"run folder:   {run_dir}\nlook closer:  python src/eval.py run={run_dir}")
     pictures = run_dir / FOLDER / HTML
     if pictures.is_file():
@@ -62,16 +73,18 @@ def summarise_seeds(
 ) -> None:
     """Keep and print what several trainings come to together."""
     write_text(run_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
-    print_rows(f"result of {num_seeds} seeds (means)", {n: metrics[n] for n in names}, ".6g")
+    means = {name: f"{metrics[name]:.6g}" for name in names}
+    print_rows(f"result of {num_seeds} seeds (means)", means)
     log.info(f"run folder:   {run_dir}\nall means:    {run_dir / METRICS}")
     if logger is not None:
         logger.set_tags({"run_dir": run_dir})  # each seed has set its own
     print_address(logger)
 
 
-def print_rows(title: str, rows: Mapping[str, float], style: str) -> None:
+def print_rows(title: str, rows: Mapping[str, str]) -> None:
     width = max(map(len, rows), default=0) + 2
-    log.info("\n".join(["", title, *(f"  {k:<{width}}{v:{style}}" for k, v in rows.items())]))
+    right = max(map(len, rows.values()), default=0)
+    log.info("\n".join(["", title, *(f"  {k:<{width}}{v:>{right}}" for k, v in rows.items())]))
 
 
 def print_address(logger: Any) -> None:

@@ -12,6 +12,8 @@ from .callbacks import (
     Predictions,
     ProgressBar,
     TrialProgress,
+    ViewsAlone,
+    publish,
 )
 from .data import TaskData
 from .diagnostics import Diagnostics
@@ -30,5 +32,5 @@ warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureW
 __all__ = [
     "PREDICTIONS", "STOP", "Checkpoints", "Clock", "Diagnostics", "DivergedError", "FullySharded",
     "Learner", "Objectives", "Optimization", "Pictures", "Predictions", "ProgressBar", "TaskData",
-    "TrialProgress", "cross_entropy", "eml",
+    "TrialProgress", "ViewsAlone", "cross_entropy", "eml", "publish",
 ]  # fmt: skip

@@ -22,12 +22,15 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from prismatic.data import Batch
 from prismatic.errors import DiskFullError, naming_full_disk, one_of, require
 from prismatic.files import append_line, replacing
 from prismatic.measures.guard import FATAL
+from prismatic.measures.held_out import probe_of, views_over_merged
 from prismatic.measures.objectives import forced_views
 from prismatic.report import FOLDER, described, leading, write_report
-from prismatic.report.record import FILE, read
+from prismatic.report.answer import OVER_MERGED
+from prismatic.report.record import FILE, append, read
 
 from .diagnostics import Diagnostics
 from .module import Learner
@@ -181,6 +184,39 @@ class Predictions(pl.Callback):
         probe = (part.to(pl_module.device) for part in pl_module.probe[:2])
         logp_EKV = forced_views(pl_module.model, *probe)
         torch.save(logp_EKV.float().cpu(), Path(trainer.default_root_dir) / PREDICTIONS)
+
+
+def publish(trainer: pl.Trainer, found: Mapping[str, float]) -> None:
+    """Add what is known only as training ends to the run's metrics, its record and its loggers."""
+    trainer.callback_metrics.update({name: torch.tensor(x) for name, x in found.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(found), trainer.global_step)
+    recorded = Path(trainer.default_root_dir) / FILE
+    if trainer.is_global_zero and recorded.is_file():
+        append(recorded, trainer.global_step, found)
+
+
+class ViewsAlone(pl.Callback):
+    """Gives at last what each view alone loses over all of them merged: `views/{i}/over_merged`.
+
+    On `rows` sequences of the validation data, evenly from all of them.
+    """
+
+    def __init__(self, rows: int = 512) -> None:
+        require(rows >= 1, "callbacks.views_alone.rows", rows, "give a whole number >= 1")
+        self.rows = rows
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        if pl_module.model.routers[0].num_experts == 1:
+            return
+        batch = probe_of(pl_module.task, self.rows)
+        batch = Batch(*(part.to(pl_module.device) for part in batch))
+        pl_module.eval()
+        with trainer.precision_plugin.val_step_context():
+            over = views_over_merged(pl_module.model, batch)
+        pl_module.train()
+        publish(trainer, {OVER_MERGED.format(view): x for view, x in enumerate(over)})
 
 
 class WholeCheckpoints(TorchCheckpointIO):
