@@ -173,7 +173,7 @@ def test_an_unknown_objective_stops_at_the_first_validation(tmp_path):
         (["seeds=[0,1,0]"], r"seeds=\[0, 1, 0\] is not valid: give a list of different numbers"),
         (["seeds=[0,1]", "ckpt_path=x"], "ckpt_path='x' is not valid: it holds one training"),
         (["objective=3"], "objective=3 is not valid: name a metric"),
-        (["trainer.log_every_n_steps=abc"], "log_every_n_steps='abc' is not valid: give a whole"),
+        (["trainer.log_every_n_steps=abc"], "log_every_n_steps='abc' is not valid: give null"),
         (["objective=null"], "objective=None is not valid: name a metric such as loss/val"),
         (["trainer.val_check_interval=0"], "val_check_interval=0 is not valid: give a whole"),
         (["router=dense", "perturbation.sparsity=7"], "perturbation.sparsity=7 is not valid"),
