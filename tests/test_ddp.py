@@ -2,8 +2,10 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 from mlflow import MlflowClient
@@ -11,6 +13,7 @@ from mlflow import MlflowClient
 import prismatic
 from prismatic.evaluation.single_run import held_out_loss
 from prismatic.experiment import build, run
+from prismatic.run_folder.contents import read_checkpoint
 
 from .test_end_to_end import command
 from .tiny import IID, MODEL, ROOT, composed
@@ -146,3 +149,23 @@ def test_a_study_finds_on_two_ranks_what_it_finds_on_one(executor, tmp_path):
         assert two["state"] == one["state"] == "COMPLETE"
         assert two["perturbation.scale"] == one["perturbation.scale"]
         assert float(two["loss/val"]) == pytest.approx(float(one["loss/val"]), rel=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_ends_both_with_one_checkpoint(tmp_path):
+    endless = [*on_two("ddp", "ended"), "trainer.max_steps=100000", "trainer.limit_val_batches=1"]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    running = subprocess.Popen(
+        [sys.executable, ROOT / "src" / "train.py", *endless, f"hydra.run.dir={last.parents[1]}"],
+        env=os.environ | {"PRISMATIC_OUTPUTS": str(tmp_path)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not last.exists() and running.poll() is None:
+        time.sleep(0.1)
+    running.terminate()
+    try:
+        printed, _ = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == 143
+    [step] = re.findall(r"ended by a signal at step (\d+); to go on: ckpt_path=", printed)
+    assert read_checkpoint(last)["global_step"] == int(step)

@@ -31,7 +31,7 @@ from prismatic.run_folder.recording import choice_tags, record, run_name
 from prismatic.run_folder.summary import report_strength, summarise
 from prismatic.tracking import UNSENT, objective_metric
 from prismatic.tracking.logger import MLflowLogger
-from prismatic.training import Learner, Objectives, Optimization, TaskData
+from prismatic.training import EndTogether, Learner, Objectives, Optimization, TaskData
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def build(
     model = build_model(config, task.vocab_size, task.seq_len)
     learner = Learner(model, task, optim, instantiate(config.loss))
     configured = [instantiate(node) for node in config.callbacks.values() if node is not None]
-    callbacks = [*configured, *callbacks]
+    callbacks = [*configured, *callbacks, EndTogether()]
     options = config.trainer.copy()
     OmegaConf.set_struct(options, False)
     compiled = options.pop("compile", False)  # a run of before it was there has none

@@ -9,6 +9,8 @@ from prismatic.studies.study import digest
 
 from .toys import toy
 
+CLAIM, DENSE = toy().claims.better, {"dense": 1}
+
 
 def study(**changes):
     node = toy()
@@ -23,7 +25,9 @@ def study(**changes):
         ({"controls": {}}, "a study needs at least one control"),
         ({"tiers__cpu__seeds": 1}, "seeds=1 is not valid: give at least 2"),
         ({"tiers__cpu__seeds": "ten"}, "seeds='ten' is not valid: give at least 2"),
-        ({"arms": {"a < 1": [], "a > 1": []}}, "arm='a > 1' is not valid: its runs would lie"),
+        ({"arms": {"a < 1": [], "a > 1": []}}, "arm='a > 1' is not valid: it is kept under"),
+        ({"claims": {"a b": CLAIM, "a/b": CLAIM}}, "claim='a/b' is not valid: it is kept"),
+        ({"claims__better__contrasts": {"x<": DENSE, "x>": DENSE}}, "effect of better='x>' is not"),
         ({"claims__better__measure": "loss/vall"}, "measure of better='loss/vall' is not valid"),
         ({"claims": {"a": {"says": "x"}}}, "claim a=.* is not valid: give it a _target_"),
         ({"claims__better__contrasts": {"x": {"y": "one"}}}, "contrast x=.* give each arm a num"),

@@ -69,7 +69,8 @@ def test_outputs_that_were_copied_are_written_to_alone(outputs, older):
                 name = column.split()[-1]
                 database.execute(f"UPDATE {column} = replace({name}, 'file://', '')")
     store = paths.sqlite_uri(outputs / "mlflow.db")
-    first = record(store, tags={"run_dir": str(outputs / "runs/1")})
+    places = {"run_dir": "runs/1", "folder": "studies/leak"}
+    first = record(store, tags={key: str(outputs / place) for key, place in places.items()})
     copy = Path(shutil.copytree(outputs, outputs.parent / "copy"))
     before = artifacts(outputs)
     _artifact_repos_cache.clear()  # another process moves outputs, in life
@@ -78,8 +79,8 @@ def test_outputs_that_were_copied_are_written_to_alone(outputs, older):
     record(there, run_id=first.version).log_artifact_text("two.txt", "2")
     assert artifacts(outputs) == before and len(artifacts(copy)) == len(before) + 2
     shutil.rmtree(outputs)
-    found = connect(there).get_run(first.version)
-    assert found.data.tags["run_dir"] == str(copy / "runs/1")
+    tags = connect(there).get_run(first.version).data.tags
+    assert {key: tags[key] for key in places} == {k: str(copy / p) for k, p in places.items()}
     assert {e.path for e in connect(there).list_artifacts(first.version)} == {"notes", "two.txt"}
     assert not outputs.exists()
 

@@ -95,9 +95,9 @@ def test_after_max_time_the_next_process_has_its_own_time(tmp_path):
         assert torch.load(last, weights_only=True)["global_step"] == step
 
 
-def ended_by_signal(config, folder, batch=4):
+def ended_by_signal(config, folder, sent=signal.SIGTERM):
     with pytest.raises(SIGTERMException):
-        train(config, folder, callbacks=[Kill(batch)])
+        train(config, folder, callbacks=[Kill(4, sent)])
 
 
 def test_the_same_configuration_goes_on_in_its_folder(tmp_path):
@@ -110,6 +110,43 @@ def test_the_same_configuration_goes_on_in_its_folder(tmp_path):
     (tmp_path / "auto" / "checkpoints" / "last.ckpt").rename(tmp_path / "kept.ckpt")
     assert run(config, tmp_path / "auto") == expected, "it is finished"
     assert not (tmp_path / "auto" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_after_a_time_limit_the_cluster_is_asked_once_to_run_it_again(tmp_path, monkeypatch):
+    command, asked = tmp_path / "bin" / "scontrol", tmp_path / "asked"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    data = text_data(tmp_path)
+    ended_by_signal(tiny(*KEPT, "resume=auto", *data), tmp_path / "ended", sent=signal.SIGTERM)
+    ended_by_signal(tiny(*KEPT, *data), tmp_path / "unasked", sent=signal.SIGUSR1)
+    assert not asked.exists()
+    ended_by_signal(tiny(*KEPT, "resume=auto", *data), tmp_path / "again", sent=signal.SIGUSR1)
+    assert asked.read_text() == "requeue 17\n"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_that_was_moved_knows_its_best(elsewhere, tmp_path):
+    data = text_data(tmp_path)
+    first = fit(tmp_path / "first", *KEPT, *data, "trainer.max_steps=4")[0]
+    moved = (tmp_path / "first").rename(tmp_path / "moved")
+    folder = tmp_path / "other" if elsewhere else moved
+    resumed = build(tiny(*KEPT, *data), folder)
+    known = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, *args):
+            best = trainer.checkpoint_callback
+            known.extend([best.best_model_path, best.best_model_score])
+
+    resumed.trainer.callbacks.append(Look())
+    last = moved / "checkpoints" / "last.ckpt"
+    resumed.trainer.fit(resumed.learner, resumed.data, ckpt_path=last, weights_only=True)
+    before = first.trainer.checkpoint_callback.best_model_score
+    here = str(moved / "checkpoints" / "best.ckpt")
+    assert known == (["", None] if elsewhere else [here, before])
 
 
 @pytest.mark.parametrize("changed", [False, True])

@@ -1,7 +1,6 @@
 """What `src/study.py` does: run what has not run, judge the table, write the report."""
 
 import os
-import re
 import shlex
 import signal
 import sys
@@ -30,7 +29,7 @@ from prismatic.tracking import Recorder
 from . import report, runner
 from .claims import PairedClaim
 from .design import written_out
-from .study import PILOT, TIERS, Judgement, Study, Tier, digest, judge
+from .study import PILOT, TIERS, Judgement, Study, Tier, digest, judge, metric_name
 
 COMMITS = "commits.txt"  # in a study's folder: of the code that trained its runs
 MLFLOW_RUN = "mlflow_run"  # in a study's folder: the id of its run in MLflow
@@ -183,8 +182,7 @@ class StudyRecord:
         tags, metrics = {"verdict": judged.verdict}, {}
         for claim, found in judged.claims.items():
             for effect, one in found.items():
-                # MLflow takes these characters alone.
-                name = re.sub(r"[^\w .:/-]", "_", f"{claim}/{effect}" if effect else claim)
+                name = metric_name(f"{claim}/{effect}" if effect else claim)
                 tags[f"verdict.{name}"] = one.verdict
                 metrics[f"effect/{name}"] = one.estimate
         self.recorder.set_tags(tags)

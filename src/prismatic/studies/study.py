@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -76,14 +76,12 @@ class Study:
 
     def __post_init__(self) -> None:
         require(bool(self.controls), "controls", None, "a study needs at least one control")
-        folders: dict[str, str] = {}
-        for arm in self.arms:
-            other = folders.setdefault(path_name(arm), arm)
-            wanted = f"its runs would lie where those of {other!r} do: rename one"
-            require(other == arm, "arm", arm, wanted)
+        require_distinct("arm", self.arms, path_name)
+        require_distinct("claim", (*self.claims, *self.controls), path_name)
         for name, claim in {**self.claims, **self.controls}.items():
             wanted = "give it a _target_, such as prismatic.studies.Contrast"
             require(isinstance(claim, Claim), f"claim {name}", claim, wanted)
+            require_distinct(f"effect of {name}", getattr(claim, claim.EFFECTS), metric_name)
             for measure in claim.measure_names():
                 wanted = f"it is none of the study's measures: {', '.join(self.measures)}"
                 known = measure in KEPT or self.keeps(measure)
@@ -124,8 +122,21 @@ class Study:
 
 
 def path_name(name: str) -> str:
-    """A name as it can stand in a path or a metric."""
+    """A name as it can stand in a path."""
     return re.sub(r"[^\w.+-]+", "_", name).strip("_")
+
+
+def metric_name(name: str) -> str:
+    """A name as MLflow takes it for a metric or a tag."""
+    return re.sub(r"[^\w .:/-]", "_", name)
+
+
+def require_distinct(kind: str, names: Iterable[str], written: Callable[[str], str]) -> None:
+    """Refuse names that are kept under one name, where the second would replace the first."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(written(name), name)
+        require(other == name, kind, name, f"it is kept under the name of {other!r}: rename one")
 
 
 def answerable(claims: Mapping[str, Claim], arms: set[str]) -> dict[str, Claim]:

@@ -105,7 +105,7 @@ def follow_move(path: Path) -> None:
         moved["tags.value"] = str(there.parent), str(here.parent)
         for name, (old, new) in moved.items():
             table, column = name.split(".")
-            only = " AND key = 'run_dir'" if table == "tags" else ""
+            only = " AND key IN ('run_dir', 'folder')" if table == "tags" else ""
             change = text(
                 f"UPDATE {table} SET {column} = :new || substr({column}, :length + 1)"
                 f" WHERE substr({column} || '/', 1, :length + 1) = :old || '/'{only}"

@@ -7,6 +7,7 @@ from .callbacks import (
     STOP,
     Checkpoints,
     Clock,
+    EndTogether,
     Objectives,
     Pictures,
     Predictions,
@@ -30,7 +31,7 @@ warnings.filterwarnings("ignore", "It is recommended to use `self.log", UserWarn
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
 __all__ = [
-    "PREDICTIONS", "STOP", "Checkpoints", "Clock", "Diagnostics", "DivergedError", "FullySharded",
-    "Learner", "Objectives", "Optimization", "Pictures", "Predictions", "ProgressBar", "TaskData",
-    "TrialProgress", "ViewsAlone", "cross_entropy", "eml", "publish",
+    "PREDICTIONS", "STOP", "Checkpoints", "Clock", "Diagnostics", "DivergedError", "EndTogether",
+    "FullySharded", "Learner", "Objectives", "Optimization", "Pictures", "Predictions",
+    "ProgressBar", "TaskData", "TrialProgress", "ViewsAlone", "cross_entropy", "eml", "publish",
 ]  # fmt: skip

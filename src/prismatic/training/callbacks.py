@@ -246,7 +246,7 @@ class Checkpoints(ModelCheckpoint):
     def __init__(
         self, monitor: str = "loss/val", mode: str = "min", resume: str | None = None
     ) -> None:
-        self.resume, self.time_is_up = resume, False
+        self.resume, self.time_is_up, self.in_own_folder = resume, False, False
         super().__init__(
             monitor=monitor, mode=mode, filename="best", save_last=True,
             auto_insert_metric_name=False, enable_version_counter=False,
@@ -293,10 +293,53 @@ class Checkpoints(ModelCheckpoint):
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        folder = os.path.dirname(os.path.realpath(trainer.ckpt_path or ""))
+        self.in_own_folder = folder == os.path.realpath(str(self.dirpath))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A run that is resumed in another folder looks for its best from there on."""
-        if state_dict["dirpath"] == self.dirpath:
+        """A run that is resumed in another folder looks for its best from there on.
+
+        One that was moved with its folder does not.
+        """
+        folder = str(self.dirpath)
+        if self.in_own_folder or state_dict["dirpath"] == folder:
+            names = ("best_model_path", "kth_best_model_path", "last_model_path")
+            here = {name: moved(state_dict[name], folder) for name in names}
+            best = {moved(path, folder): x for path, x in state_dict["best_k_models"].items()}
+            state_dict = {**state_dict, **here, "best_k_models": best, "dirpath": folder}
             super().load_state_dict(state_dict)
+
+
+def moved(path: str, folder: str) -> str:
+    """The file of that name in the folder; none stays none."""
+    return path and os.path.join(folder, os.path.basename(path))
+
+
+class EndTogether(pl.Callback):
+    """Ends a training of several processes after a batch if one of them was sent SIGTERM.
+
+    Lightning's own handler tells the others at once, in the middle of what they exchange just then,
+    and all wait for ever.
+    """
+
+    asked = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.ask)  # Lightning puts back what was there before it
+
+    def ask(self, *args: Any) -> None:
+        self.asked = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.world_size > 1:
+            self.asked = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+            trainer._signal_connector.received_sigterm |= self.asked
+
+    on_validation_batch_end = on_train_batch_end
 
 
 class Pictures(pl.Callback):
