@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from prismatic.perturb import Narrow
+from prismatic.perturb.forms import Narrow
 from prismatic.routers import PrismaticRouter
 
 BYTES = 4

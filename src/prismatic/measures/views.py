@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 
 from prismatic.models import Transformer, full_tensor
-from prismatic.perturb import modulation
 from prismatic.routers import PrismaticRouter
 
 TINY = 1e-300  # stands for a norm of 0 in a quotient
@@ -33,7 +32,7 @@ class ViewChange(NamedTuple):
         num_views, numel = self.f_EP.shape
         view_K, position_K = self.f_EP.nonzero(as_tuple=True)
         focal = self.router.focal
-        shape_K = modulation(position_K.double(), numel, view_K, num_views, focal)
+        shape_K = focal.modulation(position_K.double(), numel, view_K, num_views)
         changed_K = self.f_EP[view_K, position_K] * self.weight.flatten()[position_K]
         return changed_K[shape_K > 0].square().sum()
 
@@ -179,7 +178,7 @@ def describe_lens(change: ViewChange) -> dict[str, Any]:
     largest = change.f_EP.abs().amax(0)[order].topk(min(LARGEST, numel)).indices
     at_K = torch.cat([even, order[largest]]).unique()
     shapes = [
-        modulation(at_K.double(), numel, view, num_views, change.router.focal).tolist()
+        change.router.focal.modulation(at_K.double(), numel, view, num_views).tolist()
         for view in range(1, num_views)
     ]
     return {

@@ -23,28 +23,22 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .kernel import change, modulation, role
+    from .kernel import change, role
     from .selection import select
-    from .views import Change, Narrow, Views, Whole, changes_of, merge, project, signed, weigh
+    from .views import Views, merge
 
 PLACES = {
-    "kernel": ("change", "modulation", "role"),
-    "selection": ("select",),
-    "views": (
-        "Change", "Narrow", "Views", "Whole", "changes_of", "merge", "project", "signed", "weigh",
-    ),
+    "change": "kernel", "role": "kernel", "select": "selection", "Views": "views", "merge": "views",
 }  # fmt: skip
 
 __all__ = [
     "ALIASES", "MODES", "PATTERNS", "PHASES", "PROFILES", "SEEDINGS", "STRATEGIES", "UNITS",
-    "Change", "Focal", "Narrow", "Perturbation", "Views", "Whole", "change", "changes_of", "merge",
-    "modulation", "project", "register_mode", "register_pattern", "register_strategy", "role",
-    "select", "signed", "weigh",
+    "Focal", "Perturbation", "Views", "change", "merge", "register_mode", "register_pattern",
+    "register_strategy", "role", "select",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in PLACES.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
+    if name in PLACES:
+        return getattr(import_module(f".{PLACES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

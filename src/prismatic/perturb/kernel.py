@@ -1,14 +1,13 @@
 """The mechanism, written to be read: what a view changes, and by how much.
 
 A view of a tensor W is W * (1 + f). This file defines f from its parts: which weights
-(`role`), in which direction, with which shape (`modulation`) and, for noise, which draw.
+(`role`), in which direction, with which shape (`Focal.modulation`) and, for noise, which draw.
 It sorts and it builds every f in full; `merge` computes the same without doing either.
 
 Shapes: tensors are flat over P = the row-major positions of one parameter.
 """
 
 import hashlib
-from typing import Any
 
 import mpmath
 import numpy as np
@@ -87,16 +86,6 @@ def role(
     return role_P.view(weight.shape)
 
 
-def modulation(
-    position: torch.Tensor, numel: int, view: Any, num_views: int, focal: Focal
-) -> torch.Tensor:
-    """The focal pattern at some float64 positions of a tensor of `numel` weights.
-
-    `view` is one view, or a tensor with a view per position.
-    """
-    return focal.modulation(position, numel, view, num_views)
-
-
 def unit_change(
     weight_P: torch.Tensor, role_P: torch.Tensor, perturbation: Perturbation, name: str, view: int
 ) -> torch.Tensor:
@@ -146,7 +135,7 @@ def change(
         return torch.zeros_like(weight_P).view(weight.shape)
     role_P = role(weight_P, perturbation, name, view)
     position_P = torch.arange(len(weight_P), device=weight.device).double()
-    shape_P = modulation(position_P, len(weight_P), view, num_views, focal)
+    shape_P = focal.modulation(position_P, len(weight_P), view, num_views)
     unit_P = unit_change(weight_P, role_P, perturbation, name, view) * shape_P
     scale = perturbation.scale
     if perturbation.strength is not None:

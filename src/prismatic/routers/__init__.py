@@ -2,14 +2,13 @@
 
 from .base import Router, Routing
 from .gate import POOLS, is_causal
-from .mixtures import Mixture
 from .prismatic import ConstantRouter, PrismaticRouter, select_together
 from .recomputation import recomputed
 from .rules import Routed, register_rule, unbind_rules
 from .smear import DenseRouter, SmearRouter
 
 __all__ = [
-    "POOLS", "ConstantRouter", "DenseRouter", "Mixture", "PrismaticRouter", "Routed", "Router",
+    "POOLS", "ConstantRouter", "DenseRouter", "PrismaticRouter", "Routed", "Router",
     "Routing", "SmearRouter", "is_causal", "recomputed", "register_rule", "select_together",
     "unbind_rules",
 ]  # fmt: skip

@@ -15,9 +15,9 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from prismatic.errors import require
+from prismatic.perturb.mixtures import Mixture
 
 from .gate import draw_kept, drop_views, one_hot, require_views
-from .mixtures import Mixture
 from .rules import UnroutableError, bind_rules, unruled
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from prismatic.perturb import Change, Focal, Perturbation, Views, changes_of
+from prismatic.perturb import Focal, Perturbation
+from prismatic.perturb.mixtures import Change, product_dtype
+from prismatic.perturb.views import Views, changes_of
 
 from .base import Router
 from .gate import ConstantGate, Gate, is_causal, pool_name, seeded
-from .mixtures import Mixture, ViewMixture, product_dtype
 
 
 class ViewSource:
@@ -22,10 +23,10 @@ class ViewSource:
 
     def mixtures(
         self, expert: nn.Module, x: torch.Tensor, selected: Mapping[str, Change] | None
-    ) -> dict[torch.Tensor, Mixture]:
+    ) -> dict[torch.Tensor, Change]:
         named = dict(expert.named_parameters())
         changes = selected or self.views.changes(named, product_dtype(x))
-        return {parameter: ViewMixture(changes[name]) for name, parameter in named.items()}
+        return {parameter: changes[name] for name, parameter in named.items()}
 
 
 class PrismaticRouter(Router):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .mixtures import Mixture
+from prismatic.perturb.mixtures import Mixture
 
 
 class UnroutableError(ValueError):
@@ -35,11 +35,11 @@ class Routed:
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ merged.T`: (B, T, I) -> (B, T, O) for a parameter of shape (O, I)."""
-        return self.mixture.linear(x, self._spread(1))
+        return self.mixture.product(x, self._spread(1), rows_in=False)
 
     def matmul(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ merged`: (B, T, I) -> (B, T, O) for a parameter of shape (I, O)."""
-        return self.mixture.matmul(x, self._spread(1))
+        return self.mixture.product(x, self._spread(1), rows_in=True)
 
     def _spread(self, trailing: int) -> torch.Tensor:
         """Routing weights that broadcast over all dimensions of the input but the last ones."""

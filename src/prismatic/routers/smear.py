@@ -7,10 +7,33 @@ import torch
 from torch import nn
 
 from prismatic.errors import require
+from prismatic.perturb.mixtures import Mixture, multiply, weigh
 
 from .base import Router, Routing
 from .gate import Gate, is_causal, pool_name, seeded
-from .mixtures import ExpertMixture, Mixture
+
+
+class ExpertMixture(Mixture):
+    """The same parameter of N separate experts: sum_i r_i W_i."""
+
+    def __init__(self, weights: list[torch.Tensor]) -> None:
+        self.weights = weights
+
+    def merged(self, probs_E: torch.Tensor) -> torch.Tensor:
+        return self.elementwise(probs_E)
+
+    def elementwise(self, probs_XE: torch.Tensor) -> torch.Tensor:
+        merged_XP = weigh(probs_XE, torch.stack(self.weights).flatten(1).T)
+        return merged_XP.view(*probs_XE.shape[:-1], *self.weights[0].shape)
+
+    def by_position(
+        self, x: torch.Tensor, probs_XE: torch.Tensor, *, rows_in: bool
+    ) -> torch.Tensor:
+        weights = [weight.T for weight in self.weights] if rows_in else self.weights
+        num_outputs, num_inputs = weights[0].shape
+        inputs = num_inputs <= num_outputs
+        matrix = torch.cat(weights, 1 if inputs else 0).to(x.dtype)
+        return multiply(x, matrix, probs_XE.to(x.dtype).split(1, -1), inputs=inputs)
 
 
 class ExpertSource:
@@ -21,7 +44,7 @@ class ExpertSource:
 
     def mixtures(
         self, expert: nn.Module, x: torch.Tensor, selected: Any
-    ) -> dict[torch.Tensor, Mixture]:
+    ) -> dict[torch.Tensor, ExpertMixture]:
         return {
             parameter: ExpertMixture([parameter, *(o.get_parameter(name) for o in self.others)])
             for name, parameter in expert.named_parameters()
