@@ -10,7 +10,7 @@ from prismatic import bench
 from prismatic.bench.logging import bench as logging
 from prismatic.bench.paired import compare
 from prismatic.bench.recording import bench as recording
-from prismatic.bench.step import NaiveRouter, Sizes, build
+from prismatic.bench.step import NaiveRouter, Sizes, build, peak_bytes, step
 from prismatic.bench.sweep import bench as sweep
 from prismatic.bench.sweep import commands
 
@@ -47,6 +47,16 @@ def test_the_naive_reference_computes_what_the_router_does():
     naive, routed = (build(f"{kind}/none/3", block, 16).double() for kind in ("naive", "batch"))
     assert isinstance(naive, NaiveRouter)
     assert (naive(*inputs) - routed(*inputs)).abs().max() < 1e-12
+
+
+def test_views_need_little_memory_where_they_share_one_merge():
+    sizes = Sizes(dim=128, hidden=512, num_heads=2, batch=2)  # tokens and widths as by default
+    inputs, held = sizes.inputs(), []
+    for name in ("plain", "batch/none/4", "batch/noise/4", "batch/random/4"):
+        module = build(name, sizes.block(), 128)
+        step(module, inputs)
+        held.append(peak_bytes(module, inputs, "cpu"))
+    assert max(held[1:]) < 1.3 * held[0]
 
 
 def test_the_cases_of_the_sweep_bench_are_the_same_trials():

@@ -45,6 +45,12 @@ def roles(weights, perturbation, on_device):
     return [tiers(w, 0, len(w), value_S2[s], cut_S2[s]) for s, w in enumerate(weights)]
 
 
+def test_a_compiler_may_hand_over_the_parameters_themselves():
+    weight = torch.nn.Parameter(torch.randn(50))
+    found = torch.ops.prismatic.select([weight], [5, 5], [0, 0, 50])
+    assert torch.equal(found, role(weight, Perturbation(sparsity=0.2)))
+
+
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("strategy", ["dual_sided", "top_only", "bottom_only"])
 @pytest.mark.parametrize("sparsity", [0.001, 0.1, 0.5, 1.0])

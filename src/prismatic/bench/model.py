@@ -19,7 +19,16 @@ from prismatic.training import Optimization, cross_entropy
 from prismatic.training.optim import clip_apart
 
 from .counting import counting
-from .step import POOLS, WARM_UP, matrix_rate, seconds, views_of
+from .step import (
+    POOLS,
+    WARM_UP,
+    graph_breaks,
+    matrix_rate,
+    missing,
+    no_compiler,
+    seconds,
+    views_of,
+)
 
 
 class Trainee:
@@ -69,12 +78,14 @@ def trainees(
     return found
 
 
-def compiled(trainees: Mapping[str, Trainee], device: str) -> dict[str, Trainee]:
-    """The same with compiled models; with CUDA graphs where there is a GPU."""
+def compiled_ratio(dense: Trainee, trainee: Trainee, rounds: int, device: str) -> float:
+    """The ratio to the dense step when both are compiled, on a GPU with CUDA graphs."""
+    torch._dynamo.reset()  # which remembers no more than eight modules of a class
     mode = "reduce-overhead" if device.startswith("cuda") else None
-    for trainee in trainees.values():
-        trainee.model.compile(mode=mode)
-    return dict(trainees)
+    for one in (dense, trainee):
+        one.model.compile(fullgraph=True, mode=mode)
+    dense_times, times = timed({"dense": dense, "case": trainee}, rounds, device).values()
+    return statistics.median(map(truediv, times, dense_times))
 
 
 def timed(trainees: Mapping[str, Trainee], rounds: int, device: str) -> dict[str, list[float]]:
@@ -89,9 +100,9 @@ def timed(trainees: Mapping[str, Trainee], rounds: int, device: str) -> dict[str
 def bench(
     patterns: Sequence[str], levels: Sequence[str] = ("token",), experts: int = 4,
     rounds: int = 10, batch: int = 16, seq_len: int = 128, device: str = "cpu",
-    compile: bool = False, **model: Any,
+    compiled: bool = False, **model: Any,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
-    """Time the cases; ratios are to the dense step of the same round, compiled if that is."""
+    """Time the cases; ratios are to the dense step of the same round, which is `compiled` too."""
     tokens_BT = torch.randint(0, 256, (batch, seq_len + 1), device=device)
     on_batch = Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], torch.zeros(batch).long())
     cases = trainees(patterns, levels, experts, on_batch, **model)
@@ -107,25 +118,28 @@ def bench(
             "case": name, "ratio": middle, "low": low, "high": high, "seconds": spent,
             "tokens_per_second": batch * seq_len / spent, "share_of_rate": flops / spent / rate,
             "ops": counts.ops.total(), "syncs": counts.syncs.total(),
+            "graph_breaks": graph_breaks(cases[name].model, (on_batch.tokens_BT,)),
         })  # fmt: skip
-    if compile:
-        again = timed(compiled(cases, device), rounds, device)
-        for row in rows:
-            ratios = map(truediv, again[row["case"]], again["dense"])
-            row["compiled"] = statistics.median(ratios)
-    threads = torch.get_num_threads()
-    result = {"threads": threads, "rounds": rounds, "matrix_rate": rate, "cases": rows}
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(), "rounds": rounds, "matrix_rate": rate, "cases": rows,
+    }  # fmt: skip
+    if compiled:
+        result["compiler"] = refused = no_compiler(device)
+        for row in rows if refused is None else ():
+            pair = cases["dense"], cases[row["case"]]
+            row["compiled"] = compiled_ratio(*pair, rounds, device)
     return result, table(result)
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for reading."""
     lines = [
-        f"{result['threads']} threads, {result['rounds']} rounds; matrices "
+        f"{result['device']}, {result['threads']} threads, {result['rounds']} rounds; matrices "
         f"{result['matrix_rate'] / 1e9:.0f} GFLOP/s; share: the model's own products at that rate; "
-        "ops and syncs: of forward and backward",
+        "ops and syncs: of forward and backward" + missing(result),
         f"{'case':24} {'ratio':>6}  {'quartiles':>13} {'compiled':>8} {'ms':>8} {'tokens/s':>9} "
-        f"{'share':>6} {'ops':>5} {'syncs':>5}",
+        f"{'share':>6} {'ops':>5} {'syncs':>5} {'breaks':>6}",
     ]
     for row in result["cases"]:
         spread = f"{row['low']:.3f}-{row['high']:.3f}"
@@ -133,6 +147,6 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"{row['case']:24} {row['ratio']:6.3f}  {spread:>13} {compiled:>8} "
             f"{1000 * row['seconds']:8.1f} {row['tokens_per_second']:9.0f} "
-            f"{row['share_of_rate']:6.1%} {row['ops']:5} {row['syncs']:5}"
+            f"{row['share_of_rate']:6.1%} {row['ops']:5} {row['syncs']:5} {row['graph_breaks']:6}"
         )
     return "\n".join(lines)

@@ -208,9 +208,11 @@ def run(
             num_bytes, multiplied = least(module, inputs[0])
             row["least"] = 1 + (num_bytes / machine["copy_rate"] + 2 * multiplied / rate) / plain
     if compiled:
-        whole = {name: torch.compile(m) for name, m in modules.items()}
-        for row, again in zip(rows, timed(whole, inputs, sizes.device, rounds), strict=True):
-            row["compiled"] = again["ratio"]
+        machine["compiler"] = refused = no_compiler(sizes.device)
+        for row in rows if refused is None else ():
+            torch._dynamo.reset()  # which remembers no more than eight modules of a class
+            pair = {name: torch.compile(modules[name]) for name in ("plain", row["case"])}
+            row["compiled"] = timed(pair, inputs, sizes.device, rounds)[-1]["ratio"]
     plain_share = sizes.flops / plain / machine["matrix_rate"]
     result = {"rounds": rounds, "sizes": vars(sizes), "plain_share": plain_share, "cases": rows}
     return machine | result
@@ -242,7 +244,16 @@ def asked(module: nn.Module, inputs: Inputs) -> Counts:
     return counts
 
 
-def graph_breaks(module: nn.Module, inputs: Inputs) -> int:
+def no_compiler(device: str) -> str | None:
+    """Why nothing can be compiled here, in a word; None where it can be."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # of any of its backends' many kinds
+        return type(getattr(error, "inner_exception", error)).__name__
+    return None
+
+
+def graph_breaks(module: nn.Module, inputs: Sequence[Any]) -> int:
     """How often a compiler must give up on a forward and begin anew."""
     torch._dynamo.reset()
     with warnings.catch_warnings(), torch._dynamo.config.patch(verbose=False):
@@ -255,13 +266,18 @@ def explicable(module: nn.Module) -> TypeGuard[PrismaticRouter]:
     return isinstance(module, PrismaticRouter) and not isinstance(module, NaiveRouter)
 
 
+def missing(result: dict[str, Any]) -> str:
+    """Says in a table's title why its compiled column is empty, where it was asked for."""
+    return f"; cannot compile: {result['compiler']}" if result.get("compiler") else ""
+
+
 def table(result: dict[str, Any]) -> str:
     """The result for reading; what the extra milliseconds go to, and the least ratio possible."""
     kinds = ["selection", "gate", "rest"]
     lines = [
         f"{result['device']}, {result['threads']} threads, {result['rounds']} rounds; matrices "
         f"{result['matrix_rate'] / 1e9:.0f} GFLOP/s, plain reaches {result['plain_share']:.0%}; "
-        f"copies {result['copy_rate'] / 1e9:.0f} GB/s",
+        f"copies {result['copy_rate'] / 1e9:.0f} GB/s" + missing(result),
         f"{'case':26} {'ratio':>6}  {'quartiles':>13} {'compiled':>8} {'ms':>7} {'memory':>7} "
         f"{'ops':>5} {'syncs':>5} {'breaks':>6} "
         + " ".join(f"{kind:>9}" for kind in kinds) + f" {'least':>6}",

@@ -79,25 +79,19 @@ def _(weights: list[torch.Tensor], counts: list[int], runs: list[int]) -> torch.
 
 def partition(values_P: np.ndarray, counts: Counts) -> Edges:
     """The edges of any tensor: fewer candidates than wanted, ties within and between tiers."""
-    magnitude_P = np.nan_to_num(np.abs(values_P), nan=0.0, posinf=math.inf)
-    num_candidates = int(np.count_nonzero(magnitude_P))
-    num_zeros = len(magnitude_P) - num_candidates
-    top = min(counts[0], num_candidates)
-    bottom = min(counts[1], num_candidates - top)
-    at_top, at_bottom = len(magnitude_P) - top, num_zeros + bottom - 1
-    wanted = [at for at, count in ((at_top, top), (at_bottom, bottom)) if count]
-    ordered_P = np.partition(magnitude_P, wanted or 0)
-    value_top, value_bottom, cut_top, cut_bottom, shared = math.inf, 0.0, -1, -1, 0
-    if top:
-        value_top = float(ordered_P[at_top])
-        shared = top - int(np.count_nonzero(magnitude_P > value_top))
-        cut_top = int(np.flatnonzero(magnitude_P == value_top)[shared - 1])
-    if bottom:
-        value_bottom = float(ordered_P[at_bottom])
-        taken = bottom - int(np.count_nonzero(magnitude_P < value_bottom)) + num_zeros
-        taken += shared if value_bottom == value_top else 0  # the top comes first
-        cut_bottom = int(np.flatnonzero(magnitude_P == value_bottom)[taken - 1])
-    return value_top, value_bottom, cut_top, cut_bottom
+    magnitude_P = np.abs(values_P)
+    rest_K = np.flatnonzero(magnitude_P > 0)  # neither zeros nor what is no number
+    edges, cuts = [math.inf, 0.0], [-1, -1]
+    for tier, sign in enumerate((-1, 1)):  # the top comes first
+        count = min(counts[tier], len(rest_K))
+        if count:
+            key_K = sign * magnitude_P[rest_K]
+            edge = np.partition(key_K, count - 1)[count - 1]
+            num_tied = count - int(np.count_nonzero(key_K < edge))
+            cuts[tier] = int(rest_K[np.flatnonzero(key_K == edge)[num_tied - 1]])
+            edges[tier] = sign * float(edge)
+            rest_K = rest_K[(key_K > edge) | ((key_K == edge) & (rest_K > cuts[tier]))]
+    return (*edges, *cuts)  # type: ignore[return-value]
 
 
 def search(values_P: np.ndarray, counts: Counts) -> Edges | None:

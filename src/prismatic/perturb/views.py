@@ -37,6 +37,8 @@ class Views:
         self.is_short = getattr(perturbation, "has_short_form", False)
         self.is_drawn = self.is_short and perturbation.is_drawn
         self.is_noise = self.is_short and perturbation.is_noise
+        one_way = self.is_short and not self.is_noise
+        self.direction: Any = MODES[perturbation.mode] if one_way else 1.0
         unscaled = perturbation.scale == 0 and perturbation.strength is None
         self.inert = unscaled or num_views == 1  # no view differs from the tensors as they are
         self.draws: dict[tuple[object, ...], tuple[Any, ...]] = {}
@@ -123,15 +125,13 @@ class Pending:
             if isinstance(form, Narrow)
             else WholeChange(self.weight, form, sign)
         )
-        direction: Any = MODES[perturbation.mode] if views.is_short and not views.is_noise else 1.0
-        if perturbation.strength is None:
-            found.scale = perturbation.scale * direction
-            return found
-        with torch.no_grad():
-            moved_E = found.norms() * abs(direction)
-            scale_E = wide_norm(self.weight) / moved_E * perturbation.strength
-            self.solved_E = torch.where(moved_E > 0, scale_E, 0.0).to(form[3].dtype)
-        found.scale = self.solved_E * direction
+        scale: Any = perturbation.scale
+        if perturbation.strength is not None:
+            with torch.no_grad():
+                moved_E = found.norms() * abs(views.direction)
+                scale = wide_norm(self.weight) / moved_E * perturbation.strength
+                scale = self.solved_E = torch.where(moved_E > 0, scale, 0.0).to(self.dtype)
+        found.scale = scale * views.direction
         return found
 
     def own_changes(self, roles: Sequence[torch.Tensor]) -> torch.Tensor:
