@@ -126,7 +126,7 @@ def adamw(**options: Any) -> Callable[[nn.Module], None]:
 
 
 def fresh(like: torch.Tensor) -> torch.Tensor:
-    return 0.1 * torch.randn_like(like)
+    return 0.1 * torch.randn_like(like) if like.is_floating_point() else like
 
 
 def by_data(module: nn.Module) -> None:
