@@ -339,7 +339,7 @@ class EndTogether(pl.Callback):
             self.asked = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
             trainer._signal_connector.received_sigterm |= self.asked
 
-    on_validation_batch_end = on_train_batch_end
+    on_validation_batch_end = on_train_batch_end  # type: ignore[assignment]
 
 
 class Pictures(pl.Callback):
