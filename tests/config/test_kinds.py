@@ -57,7 +57,6 @@ def config():
         ("router.balance_loss", None, "a number"),
         ("guard.spike_count", "abc", "a whole number"),
         ("perturbation.scale", "abc", "a number"),
-        ("focal.shuffle", "abc", "a whole number or null"),
         ("trainer.gradient_clip_val", "abc", "null or a number"),
         ("callbacks.pictures.every", "abc", "a whole number"),
         ("data.seq_len", "abc", "a whole number"),
