@@ -18,7 +18,7 @@ from prismatic.config.paths import in_sweep
 from prismatic.data import Task
 from prismatic.errors import one_of, require
 from prismatic.files import write_text
-from prismatic.models import Transformer
+from prismatic.models import RoutedModel
 from prismatic.run_folder.contents import (
     CHECKPOINTS,
     METRICS,
@@ -41,14 +41,14 @@ class Parts:
     """What a configuration describes."""
 
     task: Task
-    model: Transformer
+    model: RoutedModel
     learner: Learner
     data: TaskData
     trainer: pl.Trainer
     logger: MLflowLogger | None
 
 
-def build_model(config: DictConfig, vocab_size: int, seq_len: int) -> Transformer:
+def build_model(config: DictConfig, vocab_size: int, seq_len: int) -> RoutedModel:
     """The model alone, initialised from the global random state."""
     taken = get_class(config.router._target_).option_names()  # type: ignore[attr-defined]
     for key in config.router:
@@ -188,7 +188,7 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
     return conclude(config, metrics, logger)
 
 
-def load(run_dir: str | Path, checkpoint: str = "best") -> tuple[Transformer, DictConfig]:
+def load(run_dir: str | Path, checkpoint: str = "best") -> tuple[RoutedModel, DictConfig]:
     """Rebuild a finished run: its model in evaluation mode, and its resolved configuration.
 
     `checkpoint` is `best` (lowest validation loss) or `last`. Raises `FileNotFoundError` or

@@ -27,13 +27,11 @@ FAMILIES = {
 CAUSAL = [("token", None), ("token", "first"), ("token", "last"), ("sequence", None)]
 
 
-def plain(family: str, attention: str = "sdpa", **options):
+def plain(family: str, attention: str = "sdpa", vocab: int = VOCAB):
     """A model in evaluation mode whose weights are large enough for its tokens to differ."""
     torch.manual_seed(0)
     special = dict(pad_token_id=0, bos_token_id=None, eos_token_id=None)
-    config = AutoConfig.for_model(
-        family, vocab_size=VOCAB, **FAMILIES[family], **special, **options
-    )
+    config = AutoConfig.for_model(family, vocab_size=vocab, **FAMILIES[family], **special)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -15,7 +15,7 @@ from prismatic.errors import require
 from prismatic.experiment import load
 from prismatic.files import write_text
 from prismatic.measures import HeldOut
-from prismatic.models import Transformer, generate
+from prismatic.models import RoutedModel, generate
 from prismatic.progress import progress_bar
 from prismatic.run_folder.contents import read_run
 
@@ -25,7 +25,7 @@ BITS_PER_BYTE = "loss/test_bits_per_byte"
 
 @torch.no_grad()
 def held_out_loss(
-    model: Transformer, task: Task, split: str, view: int | None = None
+    model: RoutedModel, task: Task, split: str, view: int | None = None
 ) -> tuple[float, dict[str, float]]:
     """Mean loss in nats per scored token and that of each domain; of one view alone if given."""
     device = next(model.parameters()).device

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from prismatic.data import IGNORE, Batch, MixedTask, Task
-from prismatic.models import Transformer, watched
+from prismatic.models import RoutedModel, watched
 
 from .numerics import measure_attention
 from .routing import RoutingMeasure, is_routed, routing_by_row
@@ -36,12 +36,12 @@ def metric_names(domains: Sequence[str]) -> list[str]:
 class HeldOut:
     """Sums over an evaluation: losses by domain, and routing."""
 
-    def __init__(self, model: Transformer, num_domains: int, device: torch.device) -> None:
+    def __init__(self, model: RoutedModel, num_domains: int, device: torch.device) -> None:
         self.loss_D = torch.zeros(num_domains, dtype=torch.float64, device=device)
         self.count_D = torch.zeros_like(self.loss_D)
-        self.routing = RoutingMeasure(model.depth, model.routers[0].num_experts, device)
+        self.routing = RoutingMeasure(len(model.passes()), model.routers[0].num_experts, device)
 
-    def update(self, model: Transformer, logits_BTV: torch.Tensor, batch: Batch) -> None:
+    def update(self, model: RoutedModel, logits_BTV: torch.Tensor, batch: Batch) -> None:
         loss_BT = F.cross_entropy(
             logits_BTV.transpose(1, 2), batch.targets_BT, ignore_index=IGNORE, reduction="none"
         )
@@ -135,7 +135,7 @@ def views_over_merged(model: Transformer, batch: Batch) -> list[float]:
 
 @torch.no_grad()
 def measure_probe(
-    model: Transformer, task: Task, tokens_BT: torch.Tensor
+    model: RoutedModel, task: Task, tokens_BT: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Attention and routing on a few held-out rows, and on all pairs of tokens of a mixed task."""
     measured = measure_attention(model, tokens_BT)
@@ -148,7 +148,7 @@ def measure_probe(
 
 
 def measure_pairs(
-    model: Transformer, task: MixedTask, device: torch.device
+    model: RoutedModel, task: MixedTask, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """For every pair of tokens, at the last position and averaged over passes: routing, and each
     head's attention on x.

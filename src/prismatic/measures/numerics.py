@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from prismatic.models import Transformer, full_tensor, watched
+from prismatic.models import RoutedModel, full_tensor, watched
 from prismatic.perturb import Perturbation, select
 
 from .routing import entropy
@@ -52,7 +52,7 @@ def attention_measures(logits_BMTS: torch.Tensor, probs_BMTS: torch.Tensor) -> d
 
 
 @torch.no_grad()
-def measure_attention(model: Transformer, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+def measure_attention(model: RoutedModel, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor]:
     """`attention_measures` of every pass, by name; empty without attention or with one token."""
     found: list[dict] = []
 
@@ -65,7 +65,7 @@ def measure_attention(model: Transformer, tokens_BT: torch.Tensor) -> dict[str, 
     return {name: torch.stack([pass_[name] for pass_ in found]) for name in (found or [{}])[0]}
 
 
-def gradient_norms(model: Transformer) -> tuple[torch.Tensor, torch.Tensor]:
+def gradient_norms(model: RoutedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Norms of the wrapped weights' gradients: by tier (K,) as in TIERS, and by block (B,).
 
     A weight's tier is its magnitude's within its tensor, by the default dual-sided selection.

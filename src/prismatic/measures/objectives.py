@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from prismatic.data import IGNORE
-from prismatic.models import Transformer
+from prismatic.models import RoutedModel
 
 from .routing import entropy
 
@@ -21,7 +21,7 @@ MAD = 1.4826
 
 @torch.no_grad()
 def forced_views(
-    model: Transformer, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
+    model: RoutedModel, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
 ) -> torch.Tensor:
     """Log-probabilities that every view, run alone, gives at the scored tokens: (E, K, V)."""
     outputs = []
@@ -39,7 +39,7 @@ def diversity(logp_EKV: torch.Tensor) -> float:
 
 
 def views_apart(
-    model: Transformer, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
+    model: RoutedModel, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
 ) -> dict[str, float]:
     """How far the views' predictions are apart, each run alone on the same held-out tokens.
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from prismatic.models import Transformer
+from prismatic.models import RoutedModel
 from prismatic.routers import Router, Routing
 from prismatic.stats import mutual_information
 
@@ -27,11 +27,11 @@ def max_entropy(num_views: int) -> float:
     return math.log(num_views) if num_views > 1 else math.inf
 
 
-def is_routed(model: Transformer) -> bool:
+def is_routed(model: RoutedModel) -> bool:
     return model.routers[0].num_experts > 1
 
 
-def routing_by_router(model: Transformer) -> torch.Tensor:
+def routing_by_router(model: RoutedModel) -> torch.Tensor:
     """Each router's mean routing weights in the last forward, over its passes: (R, E)."""
     weight_LE = torch.stack([r.probs.detach().flatten(0, -2).mean(0) for r in model.routing])
     num_routers = len(model.routers)
@@ -112,12 +112,12 @@ class Twins:
     `begin` to `end` every forward leaves in `routing` what the twins make of it, pass by pass.
     """
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: RoutedModel) -> None:
         self.gates = [copy.deepcopy(router.gate).requires_grad_(False) for router in model.routers]
         self.routing: list[Routing] = []
         self.handles: list[RemovableHandle] = []
 
-    def begin(self, model: Transformer) -> None:
+    def begin(self, model: RoutedModel) -> None:
         self.handles = [
             router.register_forward_pre_hook(partial(self.look, gate))
             for router, gate in zip(model.routers, self.gates, strict=True)
@@ -180,11 +180,11 @@ class AdaptationSums:
     For a model with several views.
     """
 
-    def __init__(self, model: Transformer, num_domains: int, device: torch.device) -> None:
+    def __init__(self, model: RoutedModel, num_domains: int, device: torch.device) -> None:
         num_views = model.routers[0].num_experts
-        shape = (model.depth, num_domains, num_views, device)
+        shape = (len(model.passes()), num_domains, num_views, device)
         self.by_domain, self.by_domain_null = DomainRouting(*shape), DomainRouting(*shape)
-        self.null = RoutingMeasure(model.depth, num_views, device)
+        self.null = RoutingMeasure(len(model.passes()), num_views, device)
 
     def update(
         self, routing: Sequence[Routing], twins: Sequence[Routing], domain_B: torch.Tensor

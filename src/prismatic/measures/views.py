@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prismatic.models import Transformer, full_tensor
+from prismatic.models import RoutedModel, full_tensor
 from prismatic.routers import PrismaticRouter
 
 TINY = 1e-300  # stands for a norm of 0 in a quotient
@@ -37,7 +37,7 @@ class ViewChange(NamedTuple):
         return changed_K[shape_K > 0].square().sum()
 
 
-def changes(model: Transformer) -> Iterator[ViewChange]:
+def changes(model: RoutedModel) -> Iterator[ViewChange]:
     """What views of one base change; nothing for other models, and for one view."""
     for router in model.routers:
         if isinstance(router, PrismaticRouter) and router.num_experts > 1:
@@ -89,7 +89,7 @@ def relative_norms(found: Sequence[Strength], weight_KE: torch.Tensor) -> torch.
 
 
 @torch.no_grad()
-def view_measures(model: Transformer, weight_LE: torch.Tensor | None = None) -> dict[str, float]:
+def view_measures(model: RoutedModel, weight_LE: torch.Tensor | None = None) -> dict[str, float]:
     """How strong each view is over all wrapped parameters, and the merge at mean routing weights.
 
     `views/share_moved` is the share of weights that the strongest view moves by more than MOVED.
@@ -109,7 +109,7 @@ def view_measures(model: Transformer, weight_LE: torch.Tensor | None = None) -> 
     advertised = sum(one.advertised for one in found)
     moved_E = torch.stack([one.moved_E for one in found]).sum(0)
     if weight_LE is None:
-        weight_LE = torch.full((model.depth, num_views), 1 / num_views)
+        weight_LE = torch.full((len(model.passes()), num_views), 1 / num_views)
     return {
         **({"views/advertised_share": advertised / changed} if is_directed else {}),
         **{f"views/{i}/relative_norm": float(norm_E[i]) for i in range(1, num_views)},
@@ -122,7 +122,7 @@ def view_measures(model: Transformer, weight_LE: torch.Tensor | None = None) -> 
 
 
 def merged_norms(
-    model: Transformer, found: Sequence[Strength], weight_LE: torch.Tensor
+    model: RoutedModel, found: Sequence[Strength], weight_LE: torch.Tensor
 ) -> dict[str, float]:
     """Relative norms of the merge at the mean routing weights of all passes and, for the weights
     of its router, of each pass and, where blocks recur, of each router.

@@ -97,20 +97,25 @@ class Attention(nn.Module):
         return self.out(y_BHTK.transpose(1, 2).flatten(2))
 
 
+def attentions(model: nn.Module) -> list[Attention]:
+    """The attentions of a model that can be watched: those of this file."""
+    return [module for module in model.modules() if isinstance(module, Attention)]
+
+
 @contextmanager
 def watched(model: nn.Module, see: See) -> Iterator[None]:
     """Within the context every attention of a model also shows its logits and probabilities.
 
     `see(logits, probs)` is called once per attention and pass, in order (see `Watched`).
     """
-    attentions = [module for module in model.modules() if isinstance(module, Attention)]
-    before = [attention.attend for attention in attentions]
+    found = attentions(model)
+    before = [attention.attend for attention in found]
     try:
-        for attention in attentions:
+        for attention in found:
             attention.attend = Watched(see)
         yield
     finally:
-        for attention, attend in zip(attentions, before, strict=True):
+        for attention, attend in zip(found, before, strict=True):
             attention.attend = attend
 
 

@@ -7,7 +7,7 @@ import torch
 
 from prismatic.errors import require
 
-from .transformer import Transformer
+from .routed import RoutedModel
 
 
 def nucleus(probs_BV: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -20,7 +20,7 @@ def nucleus(probs_BV: torch.Tensor, top_p: float) -> torch.Tensor:
 
 @torch.no_grad()
 def generate(
-    model: Transformer,
+    model: RoutedModel,
     tokens_BT: torch.Tensor,
     count: int,
     temperature: float = 1.0,

@@ -4,8 +4,7 @@ Shapes: B batch, T time, D model width, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from prismatic.routers import DenseRouter, Router, Routing, select_together
 from .attention import ATTENTIONS, Attention
 from .init import INITS
 from .parts import MLPS, NORMS, PLACEMENTS, POSITIONS, SKIPS, Block
+from .routed import RoutedModel
 
 RouterOf = Callable[..., Router]
 V = TypeVar("V")
@@ -32,7 +32,7 @@ def pick(table: Mapping[str, V], name: str, choice: Any) -> V:
     return table[choice]
 
 
-class Transformer(nn.Module):
+class Transformer(RoutedModel):
     """Decoder with tied embeddings: tokens (B, T) -> logits (B, T, V).
 
     `num_layers` physical blocks are iterated to `depth` passes (default: once each); pass t uses
@@ -102,18 +102,18 @@ class Transformer(nn.Module):
         # Wrapped after they are initialised: routers leave the random state and the weights alone.
         named = [(f"blocks.{i}", block) for i, block in enumerate(self.blocks)]
         self.blocks = nn.ModuleList(router(b, hidden_size=dim, name=name) for name, b in named)
-        self.routing: list[Routing] = []
+        self.decided: list[Routing] = []
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         num_tokens, most = tokens_BT.shape[1], self.seq_len
         require(num_tokens <= most, "number of tokens", num_tokens, f"at most seq_len={most}")
         x_BTD = self.positions.embed(self.embedding(tokens_BT))
-        self.routing = []
+        self.decided = []
         selected = select_together(self.routers, x_BTD)
         for t, router in enumerate(self.passes()):
             x_BTD = router(x_BTD, self.positions, selected=selected[t % len(selected)])
             if router.record is not None:
-                self.routing.append(router.record)
+                self.decided.append(router.record)
         return F.linear(self.norm(x_BTD), self.embedding.weight)
 
     @property
@@ -121,24 +121,15 @@ class Transformer(nn.Module):
         """The router of each physical block."""
         return [block for block in self.blocks if isinstance(block, Router)]
 
+    @property
+    def routing(self) -> Sequence[Routing]:
+        return self.decided
+
     def passes(self) -> list[Router]:
         """The router of each pass, in order."""
         routers = self.routers
         return [routers[t % len(routers)] for t in range(self.depth)]
 
-    @contextmanager
-    def forced(self, view: int) -> Iterator[None]:
-        """Within the context every block runs one view alone."""
-        with ExitStack() as stack:
-            for router in self.routers:
-                stack.enter_context(router.forced(view))
-            yield
-
-    def penalty(self) -> torch.Tensor:
-        """The routers' auxiliary losses in the last forward, averaged over passes: a scalar."""
-        pairs = zip(self.passes(), self.routing, strict=True)
-        return torch.stack([router.penalty(routing) for router, routing in pairs]).mean()
-
     def __getstate__(self) -> dict[str, Any]:
         # Routing belongs to the graph of the last forward, which cannot be copied.
-        return {**self.__dict__, "routing": []}
+        return {**self.__dict__, "decided": []}

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from prismatic.config.paths import ROOT, in_sweep
 from prismatic.data import Task
 from prismatic.files import write_text
-from prismatic.models import Transformer
+from prismatic.models import RoutedModel
 from prismatic.perturb import Focal, Perturbation
 from prismatic.tracking.logger import MLflowLogger
 
@@ -65,7 +65,7 @@ def record(
     run_dir: Path,
     task: Task,
     *,
-    model: Transformer,
+    model: RoutedModel,
     logger: MLflowLogger | None,
 ) -> None:
     """Keep the configuration and the data's manifest in the folder, and in the logger.

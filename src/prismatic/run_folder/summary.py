@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from prismatic.files import write_text
 from prismatic.measures import view_measures
-from prismatic.models import Transformer
+from prismatic.models import RoutedModel
 from prismatic.report.answer import compute_answer, tell
 from prismatic.report.page import FOLDER, HTML
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @rank_zero_only
-def report_strength(model: Transformer, logger: Any) -> None:
+def report_strength(model: RoutedModel, logger: Any) -> None:
     """Say and record how strong the perturbation really is."""
     measured = view_measures(model)
     if not measured:

@@ -26,7 +26,7 @@ from prismatic.data import MixedTask
 from prismatic.errors import require
 from prismatic.experiment import build_model
 from prismatic.measures.held_out import measure_pairs
-from prismatic.models import Transformer
+from prismatic.models import RoutedModel
 from prismatic.routers import DenseRouter
 from prismatic.stats import loss_ladder
 from prismatic.training import Optimization, cross_entropy
@@ -70,7 +70,7 @@ def cells_of(task: MixedTask) -> Cells:
 class Learners(ABC):
     """Models of several seeds in training."""
 
-    models: Sequence[Transformer]
+    models: Sequence[RoutedModel]
 
     @abstractmethod
     def optimizer(self, optim: Optimization) -> torch.optim.Optimizer:
@@ -85,14 +85,14 @@ class Learners(ABC):
         """Clip each seed's gradient, trunk and router apart."""
 
     @abstractmethod
-    def trained(self) -> Sequence[Transformer]:
+    def trained(self) -> Sequence[RoutedModel]:
         """The models with what they have learned."""
 
 
 class Alone(Learners):
     """One model, trained as any other."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: RoutedModel) -> None:
         self.model = model
 
     def optimizer(self, optim: Optimization) -> torch.optim.Optimizer:
@@ -105,14 +105,14 @@ class Alone(Learners):
     def clip(self, limit: float) -> None:
         clip_apart(self.model, limit)
 
-    def trained(self) -> Sequence[Transformer]:
+    def trained(self) -> Sequence[RoutedModel]:
         return [self.model]
 
 
 class Stacked(Learners):
     """Models whose parameters are stacked, so that one operation is done for all seeds."""
 
-    def __init__(self, models: Sequence[Transformer]) -> None:
+    def __init__(self, models: Sequence[RoutedModel]) -> None:
         self.models = models
         self.stacked, self.buffers = stack_module_state(list(models))
         self.template = copy.deepcopy(models[0])
@@ -147,7 +147,7 @@ class Stacked(Learners):
                 for grad_SP in flat:
                     grad_SP.mul_(share_S1)
 
-    def trained(self) -> Sequence[Transformer]:
+    def trained(self) -> Sequence[RoutedModel]:
         with torch.no_grad():
             for s, model in enumerate(self.models):
                 for name, parameter in model.named_parameters():
@@ -250,7 +250,7 @@ def fit(config: DictConfig, learners: Learners, cells: Cells, floor: float) -> C
 
 @torch.no_grad()
 def measures(
-    model: Transformer, task: MixedTask, cells: Cells, ladder: dict[str, float]
+    model: RoutedModel, task: MixedTask, cells: Cells, ladder: dict[str, float]
 ) -> dict[str, float]:
     """The exact loss in float64 and, at every pair, attention on x by head and weights of views."""
     model = copy.deepcopy(model).double()

@@ -38,7 +38,7 @@ from prismatic.measures.routing import (
     routing_by_router,
 )
 from prismatic.measures.views import changes, describe_views, view_measures
-from prismatic.models import Transformer
+from prismatic.models import RoutedModel, attentions
 from prismatic.report import record
 
 from .module import DivergedError, Learner
@@ -73,6 +73,8 @@ class Diagnostics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         described = describe_run(pl_module.model, pl_module.task)  # by all ranks: each has a share
+        if trainer.is_global_zero and not attentions(pl_module.model):
+            log.info("attention is not looked at: only that of prismatic.models can be")
         if trainer.is_global_zero and trainer.global_step and self.path.exists():
             record.rewind(self.path, trainer.global_step)
         elif trainer.is_global_zero:
@@ -198,12 +200,12 @@ class Diagnostics(pl.Callback):
                 logger.set_tags({f"alarm.{alarm.name}": f"step {step}: {alarm.message}"})
 
 
-def describe_run(model: Transformer, task: Task) -> dict[str, Any]:
+def describe_run(model: RoutedModel, task: Task) -> dict[str, Any]:
     """The first line of a record: axes, views, and what the task allows; without what is absent."""
-    router, dtype = model.routers[0], model.embedding.weight.dtype
+    router, dtype = model.routers[0], next(model.parameters()).dtype
     return {
         "views": router.num_experts,
-        "passes": model.depth,
+        "passes": len(model.passes()),
         "router": type(router).__name__.removesuffix("Router").lower(),
         "level": router.level,
         "domains": list(task.domains),

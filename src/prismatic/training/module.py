@@ -17,7 +17,7 @@ from prismatic.measures.held_out import HeldOut, probe_of
 from prismatic.measures.objectives import steadiness, views_apart
 from prismatic.measures.routing import RoutingMeasure
 from prismatic.measures.views import TINY, view_measures
-from prismatic.models import Transformer
+from prismatic.models import RoutedModel
 
 from .losses import cross_entropy
 from .optim import Optimization, clip_apart
@@ -50,7 +50,7 @@ def stop_if_diverged(step: int, loss: float) -> None:
         )
 
 
-def refuse_leaks(model: Transformer, task: Task) -> None:
+def refuse_leaks(model: RoutedModel, task: Task) -> None:
     """A language model's loss is no likelihood when its routing sees the future."""
     leaky = [r for r in model.routers if not (r.causal or r.allow_leak)]
     if task.predicts == "next" and leaky:
@@ -80,7 +80,7 @@ def go_on_from_step(checkpoint: dict[str, Any], batches_per_step: int) -> None:
 
 
 class Learner(pl.LightningModule):
-    """Trains a `Transformer` on a `Task` and records losses, routing and views.
+    """Trains a `RoutedModel` on a `Task` and records losses, routing and views.
 
     `criterion(logits, targets)` is what is optimised, beside the routers' penalties. Raises
     `ValueError` for a language model with a router that sees the future, `DivergedError` for the
@@ -90,7 +90,7 @@ class Learner(pl.LightningModule):
 
     def __init__(
         self,
-        model: Transformer,
+        model: RoutedModel,
         task: Task,
         optim: Optimization,
         criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy,
@@ -228,7 +228,8 @@ class Learner(pl.LightningModule):
         """What the progress bar shows of the last step; measured when it asks."""
         if self.nats is None:
             return {}
-        measure = RoutingMeasure(self.model.depth, self.model.routers[0].num_experts, self.device)
+        passes = self.model.passes()
+        measure = RoutingMeasure(len(passes), passes[0].num_experts, self.device)
         measure.update(self.model.routing, 1)
         shown = {"loss": float(self.nats)}
         if self.task.bytes_per_token:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from prismatic.errors import require
-from prismatic.models import Transformer, full_tensor
+from prismatic.models import RoutedModel, full_tensor
 
 
-def split_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(model: RoutedModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trunk and router parameters: each trained parameter is in exactly one."""
     gates = [p for r in model.routers for p in r.gate.parameters() if p.requires_grad]
     apart = set(gates)
@@ -59,7 +59,7 @@ class Optimization:
         done = min(1.0, (step - self.warmup_steps) / span)
         return self.final_share + (1 - self.final_share) * (1 + math.cos(math.pi * done)) / 2
 
-    def optimizer(self, model: Transformer) -> torch.optim.Optimizer:
+    def optimizer(self, model: RoutedModel) -> torch.optim.Optimizer:
         """Groups: trunk matrices, trunk vectors, routers."""
         trunk, gates = split_parameters(model)
         groups = [
@@ -74,7 +74,7 @@ class Optimization:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)
 
 
-def clip_apart(model: Transformer, limit: float) -> torch.Tensor:
+def clip_apart(model: RoutedModel, limit: float) -> torch.Tensor:
     """Clip trunk and routers each to a norm; returns the global norm before, a scalar.
 
     Apart, so that a router's gradient cannot shrink the trunk's step. Waits for no result.
