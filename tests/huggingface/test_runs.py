@@ -10,7 +10,7 @@ from prismatic.experiment import build, train
 from prismatic.models import generate
 
 from .. import ranks
-from ..tiny import FEW, QUIET, composed, text_data
+from ..tiny import FEW, IID, QUIET, composed, text_data
 from .families import plain
 
 LLAMA = [
@@ -22,9 +22,9 @@ KEPT = ["callbacks=default", "~callbacks.progress", "~callbacks.pictures", "~cal
 VIEWS = ["focal=relative", "perturbation.scale=0.5", "router.num_experts=2"]
 
 
-def configured(folder, *overrides, model=LLAMA):
-    """A new Llama on a text of a few kilobytes, or another model."""
-    return composed("model=hf", *model, *VIEWS, *QUIET, *FEW, *text_data(folder), *overrides)
+def configured(*overrides, model=LLAMA, data=IID):
+    """A new Llama on independent tokens, or another model on other data."""
+    return composed("model=hf", *model, *VIEWS, *QUIET, *FEW, *data, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def pretrained(tmp_path_factory):
 def trained(tmp_path_factory, pretrained):
     """A run that fine-tuned the folder."""
     folder = tmp_path_factory.mktemp("run")
-    config = configured(folder, *KEPT, model=[f"model.path={pretrained}"])
+    config = configured(*KEPT, model=[f"model.path={pretrained}"], data=text_data(folder))
     train(config, folder / "run")
     return folder / "run"
 
@@ -65,7 +65,7 @@ def test_a_run_is_whole(trained, pretrained):
 
 
 def test_a_run_begins_with_the_weights_of_the_folder(pretrained, tmp_path):
-    config = configured(tmp_path, "perturbation.scale=0", model=[f"model.path={pretrained}"])
+    config = configured("perturbation.scale=0", model=[f"model.path={pretrained}"])
     model = build(config, tmp_path).model
     assert all(module.training for module in model.modules())
     tokens = torch.randint(0, 256, (2, 8))
@@ -82,7 +82,7 @@ TRAINED = {
 
 @pytest.mark.parametrize("what", TRAINED)
 def test_only_what_is_asked_for_learns(what, pretrained, tmp_path):
-    config = configured(tmp_path, f"model.train={what}", model=[f"model.path={pretrained}"])
+    config = configured(f"model.train={what}", model=[f"model.path={pretrained}"])
     parts = build(config, tmp_path)
     before = {name: p.detach().clone() for name, p in parts.model.named_parameters()}
     parts.trainer.fit(parts.learner, parts.data)
@@ -96,20 +96,21 @@ def test_activations_computed_again_change_no_loss(tmp_path):
     options = ["router.expert_dropout=0.3", "router.balance_loss=0.1"]
     again = [*options, "model.gradient_checkpointing=true"]
     one, two = (
-        train(configured(tmp_path, *chosen), tmp_path / name)["loss/val"]
+        train(configured(*chosen), tmp_path / name)["loss/val"]
         for name, chosen in (("one", options), ("two", again))
     )
     assert two == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_for_bit(pretrained, tmp_path):
     options = [*KEPT, "~callbacks.diagnostics", "router.expert_dropout=0.3", "model.train=lora",
                "optim.total_steps=4"]  # fmt: skip
     at = [f"model.path={pretrained}"]
-    once = train(configured(tmp_path, *options, model=at), tmp_path / "once")
-    train(configured(tmp_path, *options, "trainer.max_steps=2", model=at), tmp_path / "half")
+    once = train(configured(*options, model=at), tmp_path / "once")
+    train(configured(*options, "trainer.max_steps=2", model=at), tmp_path / "half")
     checkpoint = f"ckpt_path={tmp_path}/half/checkpoints/last.ckpt"
-    again = train(configured(tmp_path, *options, checkpoint, model=at), tmp_path / "again")
+    again = train(configured(*options, checkpoint, model=at), tmp_path / "again")
     assert again["loss/val"] == once["loss/val"]
 
 
@@ -118,7 +119,7 @@ REFUSED = {
     "a kind": (["model.config.model_type=lama"], "model_type='lama'"),
     "a key": ([*LLAMA, "+model.config.hidden_sise=8"], "'hidden_sise'.*hidden_size"),
     "positions": ([*LLAMA, "model.config.max_position_embeddings=8"], "seq_len=16.*8 positions"),
-    "vocabulary": ([*LLAMA, "+model.config.vocab_size=100"], "knows 100 tokens"),
+    "vocabulary": ([*LLAMA, "+model.config.vocab_size=10"], "knows 10 tokens"),
     "what": ([*LLAMA, "model.train=gates"], "train='gates'.*all, router, lora"),
     "attention": ([*LLAMA, "model.attn_implementation=flash_attention_2"], "sdpa, eager"),
     "nothing": ([*LLAMA, "router=dense", "router.num_experts=1", "model.train=router"],
@@ -131,7 +132,7 @@ REFUSED = {
 def test_what_cannot_be_right_is_refused(case, tmp_path):
     overrides, message = REFUSED[case]
     with pytest.raises((ValueError, InstantiationException), match=message):
-        build(configured(tmp_path, *overrides, model=[]), tmp_path)
+        build(configured(*overrides, model=[]), tmp_path)
 
 
 def test_weights_that_would_run_code_are_refused(pretrained, tmp_path):
@@ -140,16 +141,16 @@ def test_weights_that_would_run_code_are_refused(pretrained, tmp_path):
     (folder / "config.json").write_text((pretrained / "config.json").read_text())
     torch.save(plain("llama", vocab=256).state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(InstantiationException, match=r"OSError.*safetensors"):
-        build(configured(tmp_path, model=[f"model.path={folder}"]), tmp_path)
+        build(configured(model=[f"model.path={folder}"]), tmp_path)
 
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(tmp_path):
     """With a share of each batch, and with a share of the weights."""
     options = ["trainer.max_steps=3", "router.z_loss=0.1"]
-    one = ranks.train(configured(tmp_path, *options), tmp_path / "one")
+    one = ranks.train(configured(*options), tmp_path / "one")
     two = {
-        strategy: configured(tmp_path, *options, f"trainer={strategy}", "trainer.devices=2")
+        strategy: configured(*options, f"trainer={strategy}", "trainer.devices=2")
         for strategy in ("ddp", "fsdp")
     }
     for found in ranks.on_two(two, tmp_path).values():

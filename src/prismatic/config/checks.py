@@ -23,7 +23,7 @@ GROUPS = (
 )  # fmt: skip
 VALUES = ("seed", "seeds", "ckpt_path", "resume", "objective", "tags", "baseline")
 PATHS = ("ckpt_path",)
-DATA = ("data.path", "data.tokenizer")  # of which what is not there may be a name
+NAMES = ("data.path", "data.tokenizer", "model.path")  # of which what is not there may be a name
 
 
 def check(config: DictConfig) -> None:
@@ -117,7 +117,7 @@ def pinned(config: DictConfig) -> DictConfig:
         typed = OmegaConf.select(config, key)
         if typed is not None:
             OmegaConf.update(config, key, str(absolute(typed)))
-    for key in DATA:
+    for key in NAMES:
         typed = OmegaConf.select(config, key)
         if typed is not None:
             OmegaConf.update(config, key, located(typed))
