@@ -1,5 +1,8 @@
 """`model=hf` in a run: what it trains, what it leaves, and what it refuses."""
 
+import re
+from functools import partial
+
 import pytest
 import torch
 from hydra.errors import InstantiationException
@@ -7,10 +10,13 @@ from hydra.errors import InstantiationException
 import prismatic
 from prismatic.evaluation.single_run import evaluate, sample_continuation
 from prismatic.experiment import build, train
+from prismatic.huggingface import CausalLM
 from prismatic.models import generate
+from prismatic.perturb import Focal, Perturbation
+from prismatic.routers import PrismaticRouter
 
 from .. import ranks
-from ..tiny import FEW, IID, QUIET, composed, text_data
+from ..tiny import FEW, IID, QUIET, ROOT, composed, text_data
 from .families import plain
 
 LLAMA = [
@@ -142,6 +148,36 @@ def test_weights_that_would_run_code_are_refused(pretrained, tmp_path):
     torch.save(plain("llama", vocab=256).state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(InstantiationException, match=r"OSError.*safetensors"):
         build(configured(model=[f"model.path={folder}"]), tmp_path)
+
+
+def test_the_readmes_model_trains_from_a_folder_of_ones_own(script, tmp_path, monkeypatch):
+    page = (ROOT / "src" / "prismatic" / "README.md").read_text()
+    own = page[page.index("## A model of your own") :]
+    (tmp_path / "model").mkdir()
+    for kind, name in (("python", "recurrent.py"), ("yaml", "model/recurrent.yaml")):
+        (block,) = re.findall(rf"```{kind}\n(.*?)```", own, re.DOTALL)
+        assert len(block.splitlines()) <= 30
+        (tmp_path / name).write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = ["--config-dir", str(tmp_path), "model=recurrent", *QUIET, *FEW, *IID]
+    ended = script("train", *asked, *KEPT, f"hydra.run.dir={tmp_path}/run")
+    assert ended.status == 0, ended.err
+    assert "attention is not looked at" in ended.out
+    model, _ = prismatic.load(tmp_path / "run", "last")
+    assert [router.name for router in model.routers] == ["mlp"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_is_compiled_to_one_graph():
+    views = partial(PrismaticRouter, num_experts=2, focal=Focal(), perturbation=Perturbation())
+    settings = dict(
+        model_type="llama", hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    model, ids = CausalLM(61, 8, views, config=settings), torch.randint(0, 61, (2, 8))
+    whole = torch.compile(model.forward, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(whole(ids), model(ids), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,14 +1,11 @@
 """Causal language models of Hugging Face transformers, routed."""
 
-try:
-    import peft as _peft  # noqa: F401
-    import transformers as _transformers  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ValueError(
-        f"{error.name} is missing, which Hugging Face models need: pip install 'prismatic-lab[hf]'"
-    ) from error
+from prismatic.errors import optional
 
-from .model import CausalLM
-from .wrapping import from_pretrained, routers_of, unwrap, wrap
+for _name in ("transformers", "peft"):
+    optional(_name)
+
+from .model import CausalLM  # noqa: E402
+from .wrapping import from_pretrained, routers_of, unwrap, wrap  # noqa: E402
 
 __all__ = ["CausalLM", "from_pretrained", "routers_of", "unwrap", "wrap"]

@@ -9,7 +9,6 @@ Shapes: B rows, T new positions, P positions of the past, D width, N positions k
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -42,17 +41,23 @@ class Call:
         return self.valid_BT is None and self.layer is None
 
 
-CALL: ContextVar[Call | None] = ContextVar("call", default=None)
+class UnderWay:
+    """The call under way, if any. Plain enough for a compiler to look through."""
+
+    call: Call | None = None
+
+
+UNDER_WAY = UnderWay()
 
 
 @contextmanager
 def during(call: Call) -> Iterator[None]:
     """Within the context the pools of routers know of the call."""
-    token = CALL.set(call)
+    before, UNDER_WAY.call = UNDER_WAY.call, call
     try:
         yield
     finally:
-        CALL.reset(token)
+        UNDER_WAY.call = before
 
 
 def read_call(given: Mapping[str, Any], x_BTD: torch.Tensor, layer_idx: int) -> Call:
@@ -138,7 +143,7 @@ class ContinuedPool:
     whole: Pool
 
     def __call__(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        call = CALL.get()
+        call = UNDER_WAY.call
         if call is None or self.whole is gate.each or call.is_bare:
             return self.whole(x_BTD)
         wide_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
