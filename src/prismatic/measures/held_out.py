@@ -111,7 +111,7 @@ def probe_of(task: Task, rows: int = PROBE_ROWS) -> Batch:
 
 
 @torch.no_grad()
-def views_over_merged(model: Transformer, batch: Batch) -> list[float]:
+def views_over_merged(model: RoutedModel, batch: Batch) -> list[float]:
     """The loss of each view alone less that of all merged, in nats per scored token."""
 
     def total() -> float:
