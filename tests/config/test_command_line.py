@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from prismatic.config import command_line as cli
@@ -129,6 +130,14 @@ def test_faults_of_the_program_keep_their_traceback(monkeypatch):
         with pytest.raises(type(fault)):
             cli.run(main)
     assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_a_lack_of_memory_is_said_with_its_remedy():
+    with pytest.raises(RuntimeError) as lack:
+        torch.empty(2**60)
+    message = cli.explain(lack.value)
+    assert message.startswith("out of memory: ") and "Lower optim.batch_size" in message
+    assert cli.explain(RuntimeError("a bug")) is None
 
 
 def test_what_is_not_supported_is_said_at_the_door(monkeypatch, capsys):

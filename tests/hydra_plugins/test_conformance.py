@@ -16,6 +16,8 @@ from hydra.test_utils.launcher_common_tests import (
     LauncherTestSuite,
 )
 
+from hydra_plugins.prismatic_local import _trials
+
 SOURCES = Path(__file__).parents[2] / "src"
 # The suites give no `version_base`, as whoever has not yet chosen.
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer:UserWarning")
@@ -29,6 +31,17 @@ def no_version_base():
     version.VersionBase.instance().version_base = version._UNSPECIFIED_
     yield
     Singleton.set_state(before)
+
+
+@pytest.fixture(autouse=True)
+def no_server_is_left(monkeypatch):
+    """The suites never close a launcher, whose fork server would live as long as the tests."""
+    served = set()
+    serve = _trials.Processes.serve
+    monkeypatch.setattr(_trials.Processes, "serve", lambda self: (served.add(self), serve(self))[1])
+    yield
+    for processes in served:
+        processes.close()
 
 
 def settings(executor: str) -> dict:

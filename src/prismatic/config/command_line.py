@@ -45,6 +45,8 @@ LEAVE_NOTHING = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_loggi
 
 # What Lightning and MLflow say to their users; by name, since importing them takes seconds.
 FOREIGN = {"MisconfigurationException", "MlflowException"}
+# Of torch's RuntimeError on a CPU and on a GPU, and of python's own.
+OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory|^Unable to allocate")
 
 
 def quote(value: Any) -> str:
@@ -104,6 +106,11 @@ def explain(error: BaseException) -> str | None:
         foreign = FOREIGN.intersection(base.__name__ for base in type(cause).__mro__)
         if isinstance(cause, OSError) and cause.errno in FULL_DISK:
             return f"{cause}. Make room, or let PRISMATIC_OUTPUTS name a folder on another disk"
+        if isinstance(cause, RuntimeError | MemoryError) and OUT_OF_MEMORY.search(str(cause)):
+            return (
+                f"out of memory: {str(cause).splitlines()[0]}\nLower optim.batch_size "
+                "(trainer.accumulate_grad_batches keeps the step's size), data.seq_len or the model"
+            )
         if (isinstance(cause, ours) and not isinstance(cause, known)) or foreign:
             return str(cause)
     if not isinstance(error, known):
