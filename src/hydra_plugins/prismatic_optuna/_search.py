@@ -208,6 +208,8 @@ class Search:
         self.running: dict[int, RunningTrial] = {}
         self.reasons: list[str] = []
         self.ended, self.recovered = 0, time.monotonic()
+        self.seen, self.finished = 0, 0
+        self.open: list[int] = []  # of the trials seen, those that have not ended
         self.writing, self.written = 0.0, float("-inf")
 
     def run(self, config: DictConfig) -> None:
@@ -271,10 +273,18 @@ class Search:
         return own if wanted is None or wanted < 1 else min(wanted, own)
 
     def missing(self) -> int:
-        """How many trials are neither finished nor running; below 0 there are too many."""
-        found = count_trials(self.study)
-        busy = found["running"] if self.options.shared else len(self.running)
-        return self.total - found["finished"] - busy
+        """How many trials are neither finished nor running; below 0 there are too many.
+
+        What has ended is looked at once: a long study is as quick as a short one.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        due = [*self.open, *range(self.seen, len(trials))]
+        self.seen = len(trials)
+        self.open = [number for number in due if not trials[number].state.is_finished()]
+        self.finished += sum(is_finished(trials[number]) for number in due)
+        running = sum(trials[number].state is TrialState.RUNNING for number in self.open)
+        busy = running if self.options.shared else len(self.running)
+        return self.total - self.finished - busy
 
     def next_job(self) -> NumberedJob | None:
         """Ask for a trial as long as some are missing."""
@@ -313,7 +323,12 @@ class Search:
         return True
 
     def reuse(self, trial: Trial) -> bool:
-        """Give a trial the result that its point has already, if it has one."""
+        """Give a trial the result that its point has already, if it has one.
+
+        In a space without an end none is asked twice but what was lost, which has none.
+        """
+        if self.space.size is None:
+            return False
         known = (TrialState.COMPLETE, TrialState.PRUNED)
         earlier = self.study.get_trials(deepcopy=False, states=known)
         same = next((t for t in earlier if t.params == trial.params), None)
