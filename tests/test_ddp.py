@@ -98,6 +98,7 @@ def criterion(logits, targets):
 """
 
 
+@pytest.mark.slow
 def test_a_nan_on_one_rank_stops_both_with_one_error(alone, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
     arguments = [*on_two("fsdp", "broken"), "loss.path=broken.criterion"]

@@ -10,6 +10,8 @@ from prismatic.run_folder.contents import read_checkpoint, shape
 from .ranks import on_two, train
 from .tiny import text_data, tiny
 
+pytestmark = pytest.mark.slow  # tests/test_ddp.py has a quick one
+
 LEAKY = ["router.pool=mean", "router.allow_leak=true"]
 LEVELS = {
     "token": ["router.z_loss=0.1"],

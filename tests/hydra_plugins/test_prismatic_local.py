@@ -407,18 +407,3 @@ def test_the_plugin_is_light():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "set()\n"
-
-
-def test_the_real_script(tmp_path):
-    environment = os.environ | {"PRISMATIC_OUTPUTS": str(tmp_path)}
-    quick = ["debug=tiny", "logger=none", "trainer.max_steps=5", "hydra.launcher.n_jobs=2"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "src/train.py"), "-m", "seed=0,1", *quick], env=environment,
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    folders = sorted(tmp_path.glob("sweeps/*/[01]"))
-    losses = [json.loads((folder / "result.json").read_text()) for folder in folders]
-    assert len(losses) == 2 and losses[0] != losses[1] and all(map(math.isfinite, losses))
-    assert all((folder / "checkpoints/best.ckpt").is_file() for folder in folders)
-    assert "loss/val" in (folders[0] / "trial.log").read_text()

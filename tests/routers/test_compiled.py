@@ -25,6 +25,10 @@ VIEWS = {
     "strength": (Perturbation(strength=0.01, strength_max_scale=100.0), Focal(**RELATIVE)),
 }
 FEW = [("batch", "relative"), ("sequence", "none"), ("token", "literal")]
+EVERY_OTHER = [
+    pytest.param(level, views, marks=pytest.mark.slow)
+    for level in POOLS for views in VIEWS if (level, views) != ("token", "literal")
+]  # fmt: skip
 EVERY = [pytest.param(*pair, marks=[] if pair in FEW else pytest.mark.slow)
          for pair in ((level, views) for level in POOLS for views in VIEWS)]  # fmt: skip
 
@@ -68,10 +72,8 @@ def test_a_routed_block_is_one_graph(level, views, backend):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("level", "views"), EVERY)
+@pytest.mark.parametrize(("level", "views"), [*EVERY_OTHER, ("token", "literal")])
 def test_a_whole_model_is_one_graph(level, views):
-    if (level, views) == ("sequence", "none"):
-        pytest.skip("two levels are enough by default")
     perturbation, focal = VIEWS[views]
     router = partial(
         PrismaticRouter, level=level, pool=POOLS[level], perturbation=perturbation, focal=focal

@@ -71,6 +71,7 @@ def rank(index: int, kind: str, port: str, out: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow  # tests/test_ddp.py has a quick one
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_ranks_are_one(kind: str, tmp_path: Path) -> None:
     with socket.socket() as probe:

@@ -210,7 +210,11 @@ def test_a_graph_can_be_gone_back_twice(level: str, focal: str) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-LARGE = [("batch", "none"), ("sequence", "radial_helical"), ("token", "literal")]
+LARGE = [
+    ("token", "literal"),
+    pytest.param("batch", "none", marks=pytest.mark.slow),
+    pytest.param("sequence", "radial_helical", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("level", "focal"), LARGE)

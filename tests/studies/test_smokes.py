@@ -8,9 +8,11 @@ import pytest
 from ..tiny import ROOT
 
 NAMES = sorted({path.stem for path in (ROOT / "conf" / "study").glob("*.yaml")} - {"summary"})
+QUICK = ("floor", "leak")  # seeds trained together, and one training after the other
+EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NAMES]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_study_at_its_smoke_tier(script, tmp_path, empty_store, name):
     (tmp_path / "outputs").mkdir()
     shutil.copy(empty_store, tmp_path / "outputs" / "mlflow.db")
