@@ -12,7 +12,7 @@ paths.register()
 
 ANSWERS = {
     "run": "prismatic.evaluation.single_run.main",
-    "sweep": "prismatic.evaluation.sweep.evaluate_front",
+    "sweep": "prismatic.evaluation.sweep.report_sweep",
     "random": "prismatic.evaluation.sweep.evaluate_search",
     "compare": "prismatic.evaluation.comparison.main",
     "send": "prismatic.tracking.run.main",

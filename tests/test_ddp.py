@@ -1,6 +1,5 @@
 """The real command on two ranks: one run, one folder, the numbers of one rank."""
 
-import csv
 import os
 import re
 import subprocess
@@ -141,15 +140,15 @@ def test_a_study_finds_on_two_ranks_what_it_finds_on_one(executor, tmp_path):
             "train", "-m", "optuna=loss", "hydra.sweeper.n_trials=3", *TRIALS,
             f"trainer.devices={ranks}", f"hydra.launcher.executor={executor}", folder=folder,
         )  # fmt: skip
-        with (folder / "outputs" / "sweeps" / "loss" / "trials.csv").open() as file:
-            found.append(list(csv.DictReader(file)))
+        sweep = folder / "outputs" / "sweeps" / "loss"
+        found.append(prismatic.results(sweep).to_dict("records"))
         runs = MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db").search_runs(["1"])
         trials = [run.data.tags["run_dir"] for run in runs if "trial" in run.data.tags]
         assert len(set(trials)) == len(trials) == 3
     for one, two in zip(*found, strict=True):
-        assert two["state"] == one["state"] == "COMPLETE"
+        assert two["state"] == one["state"] == "complete"
         assert two["perturbation.scale"] == one["perturbation.scale"]
-        assert float(two["loss/val"]) == pytest.approx(float(one["loss/val"]), rel=TOLERANCE)
+        assert two["loss/val"] == pytest.approx(one["loss/val"], rel=TOLERANCE)
 
 
 @pytest.mark.slow

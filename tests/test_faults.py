@@ -3,7 +3,6 @@
 Servers and disks are real ones; so these tests are slow.
 """
 
-import csv
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import prismatic
 from prismatic.tracking import UNSENT, connect
 
 from .tiny import FEW, IID, MODEL, ROOT
@@ -324,7 +324,7 @@ def test_a_trial_on_a_full_disk_fails_alone(tmp_path):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = trials(sweep)
-    assert [row["state"] for row in rows] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert [row["state"] for row in rows] == ["complete", "failed", "complete"]
     assert f"{sweep}/1/checkpoints" in rows[1]["reason"] and "is full" in rows[1]["reason"]
     by_folder = {Path(run.data.tags["run_dir"]).name: run for run in runs(store)}
     status = {name: run.info.status for name, run in by_folder.items()}
@@ -351,12 +351,12 @@ def test_trials_fail_alone_with_their_reason(tmp_path):
         f"logger.tracking_uri={store}",
     )  # fmt: skip
     finish(process, tmp_path)
-    rows = {(row["model.dim"], row["optim.lr"]): row for row in trials(tmp_path)}
+    rows = {(str(row["model.dim"]), str(row["optim.lr"])): row for row in trials(tmp_path)}
     found = {(r.data.params["model.dim"], r.data.params["optim.lr"]): r for r in runs(store)}
     assert len(rows) == len(found) == 6
     for key, reason in FAULTS.items():
         run, said = found[key], rows[key]["reason"]
-        assert rows[key]["state"] == ("FAIL" if reason else "COMPLETE")
+        assert rows[key]["state"] == ("failed" if reason else "complete")
         assert run.info.status == ("FAILED" if reason else "FINISHED")
         assert run.data.tags.get("reason", "").startswith(reason)
         assert reason.partition(": ")[2] in said
@@ -388,5 +388,4 @@ def logging(store):
 
 
 def trials(sweep):
-    with (sweep / "trials.csv").open() as file:
-        return list(csv.DictReader(file))
+    return prismatic.results(sweep).to_dict("records")

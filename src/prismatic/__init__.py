@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prismatic.dashboard.runs import results as results
     from prismatic.experiment import load as load
     from prismatic.huggingface import from_pretrained as from_pretrained
     from prismatic.huggingface import routers_of as routers_of
@@ -12,12 +13,12 @@ if TYPE_CHECKING:
 
 # Imported when first asked for: torch and Lightning take seconds, and a plugin or `--help` needs
 # neither.
-PUBLIC = {"load": "prismatic.experiment"}
+PUBLIC = {"load": "prismatic.experiment", "results": "prismatic.dashboard.runs"}
 PUBLIC |= dict.fromkeys(
     ("from_pretrained", "routers_of", "unwrap", "wrap"), "prismatic.huggingface"
 )
 
-__all__ = ["from_pretrained", "load", "routers_of", "unwrap", "wrap"]
+__all__ = ["from_pretrained", "load", "results", "routers_of", "unwrap", "wrap"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from prismatic.experiment import build_logger, conclude, objectives, train
 from prismatic.measures import diversity, over_seeds
 from prismatic.report.answer import DENSE, EXCESS, LOSS, SEEDS
 from prismatic.report.record import FILE, amend
-from prismatic.run_folder.contents import METRICS
+from prismatic.run_folder.contents import METRICS, seed_folder
 from prismatic.run_folder.summary import summarise, summarise_seeds
 from prismatic.tracking.logger import MLflowLogger
 from prismatic.training import (
@@ -125,7 +125,7 @@ def train_seeds(
             if logger is not None:
                 logger.prefix = f"seed_{seed}/"
             try:
-                folder = run_dir / f"seed_{seed}"
+                folder = seed_folder(run_dir, seed)
                 ended.append(train(alone, folder, logger, callbacks_of(alone, trial, beside)))
                 summarise(ended[-1], folder, None)
             except DivergedError as error:

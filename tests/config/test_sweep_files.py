@@ -1,6 +1,5 @@
 """The sweep files compose, say what they cost, and run."""
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+import prismatic
 from prismatic.config import paths
 from prismatic.replicas import run
 
@@ -50,11 +50,10 @@ def test_a_study_runs_to_its_total_and_goes_on(tmp_path):
         command("train", *sweep, f"hydra.sweeper.n_trials={total}", folder=tmp_path)
     folder = tmp_path / "outputs" / "sweeps" / "loss"
     results = OmegaConf.load(folder / "optimization_results.yaml")
-    with (folder / "trials.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["number"] for row in rows] == ["0", "1", "2"]
+    runs = prismatic.results(folder)
+    assert runs["trial"].tolist() == [0, 1, 2] and runs["seed"].tolist() == [0, 0, 0]
     assert results.trials.complete == 3
-    assert results.best_value == min(float(row["loss/val"]) for row in rows)
+    assert results.best_value == runs["loss/val"].min()
     lines = (folder / "0" / "progress.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
     assert (folder / "0" / "checkpoints" / "best.ckpt").is_file()

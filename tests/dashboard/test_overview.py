@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from prismatic.dashboard import overview, sweep_run
-from prismatic.tracking import connect
+from prismatic.tracking import WORKFLOW, connect
 from prismatic.tracking.logger import MLflowLogger
 
 from ..hydra_plugins.toys import Stepwise, Sweep, parsed
@@ -113,7 +113,7 @@ def test_mlflow_and_optuna_agree(sweep, store):
     assert parent.info.status == "FINISHED" and parent.info.run_name == "sweep"
     assert parent.data.metrics == {
         "sweep/finished": 6, "sweep/complete": 3, "sweep/pruned": 1, "sweep/failed": 2,
-        "sweep/lost": 1, "sweep/best/loss": study.best_value,
+        "sweep/lost": 1, "sweep/retried": 0, "sweep/best/loss": study.best_value,
     }  # fmt: skip
     expected = {"space.x": "0 to 1", "space.model": "small, large", "n_trials": "6"}
     assert expected.items() <= parent.data.params.items()
@@ -134,7 +134,8 @@ def test_the_parent_carries_the_overview(two, store, tmp_path):
     client = MlflowClient(store)
     kept = {entry.path for entry in client.list_artifacts(parent.info.run_id)}
     pictures = {"history.png", "parameters.png", "parameters_2.png", "front.png"}
-    assert kept == {"multirun.yaml", "trials.csv", "optimization_results.yaml", *pictures}
+    tables = {"runs.csv", "configurations.csv", "optimization_results.yaml"}
+    assert kept == {"multirun.yaml", "report.html", *tables, *pictures}
     for name in kept:
         path = client.download_artifacts(parent.info.run_id, name, str(tmp_path))
         assert Path(path).read_bytes() == (sweep.dir / name).read_bytes(), "the last state"
@@ -149,6 +150,7 @@ def test_the_parent_carries_the_overview(two, store, tmp_path):
     assert f"**{len(study.best_trials)} on the front, hypervolume {values[-1]:.5g}**" in note
     for trial in study.best_trials:
         assert re.search(rf"\| {trial.number} \| {trial.values[0]:.5g} ", note)
+    assert f"artifacts/report.html?{WORKFLOW}" in note
 
 
 def test_the_view_of_a_sweep_names_what_its_runs_have(two, store):

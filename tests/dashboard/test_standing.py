@@ -1,4 +1,4 @@
-"""What a sweep is worth, against definitions and chance; and its pictures, in every case."""
+"""What a sweep is worth, against definitions and chance."""
 
 import numpy as np
 import optuna
@@ -13,7 +13,6 @@ from prismatic.dashboard.standing import (
     compute_hypervolume,
     compute_reference,
     compute_worth,
-    draw_pictures,
 )
 
 SPACE = {"x": FloatDistribution(0.1, 100, log=True), "kind": CategoricalDistribution(("a", "b"))}
@@ -80,16 +79,3 @@ def test_the_best_value_of_one_objective():
     made = study([[3], None, [2], [1], [2.5]], [False], [True, True, True, False, True])
     worth = [compute_worth(made, made.trials[: i + 1]) for i in range(5)]
     np.testing.assert_array_equal(worth, [3, 3, 2, 2, 2])
-
-
-@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
-@pytest.mark.parametrize("rows", ["none", "failed", "some"])
-def test_pictures_of_every_sweep(objectives, rows):
-    values = np.random.default_rng(1).random((9, objectives)).tolist()
-    given = {"none": [], "failed": [None], "some": [*values, None]}[rows]
-    drawn = draw_pictures(study(given, [True] * objectives, [True, False] * 5))
-    assert all(picture.startswith(b"\x89PNG") for picture in drawn.values())
-    parameters = [f"parameters_{i}.png" for i in range(2, objectives + 1)]
-    fronts = ["front.png"] if objectives in (2, 3) else []
-    all_of_it = {"history.png", "parameters.png", *parameters, *fronts}
-    assert drawn.keys() == (all_of_it if rows == "some" else {"history.png"})

@@ -11,14 +11,17 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from hydra_plugins.prismatic_optuna.study import write_results
+from hydra_plugins.prismatic_optuna.results import write_results
 from prismatic.evaluation.sweep import (
     ask_front,
     ask_random,
+    best_configurations,
     compare_searches,
-    evaluate_front,
     read_fresh,
     read_sweep,
+    repeat,
+    report_sweep,
+    seeds_of,
 )
 
 from ..test_end_to_end import command as run
@@ -82,7 +85,7 @@ def test_the_very_points_of_the_front_are_asked_for(tmp_path):
     points = [PARAMS | ODD, PARAMS]
     sweep = read_sweep(write_sweep(tmp_path, (points[0], (1, 2), 0), (points[1], (2, 3), 0)))
     parsed = parse(ask_front(sweep, [5, 6]))
-    assert parsed["hydra.sweeper.enqueue"] == points
+    assert parsed["hydra.sweeper.enqueue"] == points[::-1]  # that with the larger d first
     assert parsed["seeds"] == [5, 6] and parsed["hydra.sweeper.n_trials"] == 2
 
 
@@ -104,7 +107,7 @@ def test_the_sweeps_own_command_runs_in_another_folder_and_its_failure_is_ours(
     options = {"sampler_options": {"multivariate": True}}
     sweep = read_sweep(write_sweep(tmp_path / "a b", ({}, (1, 2), 0), options=options))
     with pytest.raises(SystemExit) as ended:
-        sweep.repeat(sweep.folder / "fresh", "seeds=[5]")
+        repeat(sweep, sweep.folder / "fresh", "seeds=[5]")
     assert ended.value.code == 3
     [command] = commands
     assert command[2:6] == [
@@ -119,10 +122,11 @@ def test_the_sweeps_own_command_runs_in_another_folder_and_its_failure_is_ours(
 
 
 def test_a_single_best_trial_is_a_front_of_one_and_needs_no_name(tmp_path):
-    folder = write_sweep(tmp_path, (PARAMS, [1.5], 0), (PARAMS, [2.5], 0), names=["loss"])
+    folder = write_sweep(tmp_path, (PARAMS, [1.5], 0), (ODD, [2.5], 0), names=["loss"])
     sweep = read_sweep(folder)
-    assert [trial.number for trial in sweep.front] == [0]
-    assert sweep.seeds == [0, 4]
+    [best] = best_configurations(sweep.study)
+    assert (best.params, best.values) == (PARAMS, [1.5])
+    assert seeds_of(sweep) == [0, 4]
 
 
 def test_shrinkage_is_negative_where_a_value_got_worse(tmp_path):
@@ -134,25 +138,19 @@ def test_shrinkage_is_negative_where_a_value_got_worse(tmp_path):
         folder = fresh / "0" / f"seed_{seed}"
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text(json.dumps({"d": 0.4, "loss": loss}))
-    first, second, *failed = read_fresh(sweep, [5, 6, 7], fresh)
+    *failed, first, second = read_fresh(sweep, [5, 6, 7], fresh)
     assert first["shrinkage"] == pytest.approx(-0.1) and second["shrinkage"] == pytest.approx(-0.5)
     assert first["standard_error"] == 0
     assert second["standard_error"] == pytest.approx(0.5 / 3**0.5)
     assert [(row["trial"], "fresh" in row) for row in failed] == [(1, False)] * 2
 
 
-@pytest.mark.parametrize(
-    ("trial", "named"),
-    [
-        (({}, None, 0), "none of its trials"),
-        (({}, (1, 2), 0.1), "none of its trials"),
-        (({"seed": 1}, (1, 2), 0), "over seeds"),
-    ],
-)
-def test_a_sweep_without_a_front_or_with_searched_seeds_is_refused(trial, named, tmp_path):
+@pytest.mark.parametrize("trial", [({}, None, 0), ({}, (1, 2), 0.1)])
+def test_a_sweep_without_a_front_has_nothing_to_train_afresh(trial, tmp_path):
     write_sweep(tmp_path, trial)
-    with pytest.raises(ValueError, match=named):
-        evaluate_front(OmegaConf.create({"sweep": str(tmp_path), "fresh_seeds": 2}))
+    asked = {"sweep": str(tmp_path), "fresh_seeds": 2, "compare_to": None}
+    with pytest.raises(ValueError, match="none of its trials"):
+        report_sweep(OmegaConf.create(asked))
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
@@ -161,20 +159,20 @@ def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
 
 
 def test_hypervolumes_are_from_one_point_and_of_feasible_trials(tmp_path):
-    searched = write_sweep(
-        tmp_path / "sweep", ({}, (1, 4), 0), ({}, (3, 2), -1), ({}, (9, 0), 1), ({}, (0, 5), 0),
-        ({}, None, 0),
-    )  # fmt: skip
-    random = write_sweep(tmp_path / "random", ({}, (2, 2), 0), ({}, None, 0))
+    values = [((1, 4), 0), ((3, 2), -1), ((9, 0), 1), ((0, 5), 0), (None, 0)]
+    searched = write_sweep(tmp_path / "sweep", *(({"x": i}, *v) for i, v in enumerate(values)))
+    random = write_sweep(tmp_path / "random", ({"x": 0}, (2, 2), 0), ({"x": 1}, None, 0))
     found = compare_searches(read_sweep(searched).study, read_sweep(random).study)
     # From d = 0 and loss = 5, the worst results of the search.
     assert found == {"search": 9, "random": 6}
 
 
 def test_of_one_objective_the_best_values_are_compared(tmp_path):
-    folder = write_sweep(tmp_path / "sweep", ({}, [1], 0), ({}, [3], -1), names=["d"])
+    found = [({"x": 0}, [1], 0), ({"x": 1}, [3], -1)]
+    folder = write_sweep(tmp_path / "sweep", *found, names=["d"])
     searched = read_sweep(folder).study
-    random = write_sweep(tmp_path / "random", ({}, [2], 0), ({}, [7], 2), names=["d"])
+    found = [({"x": 0}, [2], 0), ({"x": 1}, [7], 2)]
+    random = write_sweep(tmp_path / "random", *found, names=["d"])
     assert compare_searches(searched, read_sweep(random).study) == {"search": 3, "random": 2}
     searched.set_user_attr("question", {"objectives": ["d"], "params": {}})
     nothing = optuna.create_study(direction="maximize")
@@ -189,7 +187,8 @@ def test_a_sweep_is_trained_again_and_beside_random_search(tmp_path):
     for _ in range(2):  # the second only reads
         run("eval", f"sweep={sweep}", "fresh_seeds=2", folder=tmp_path)
     rows = json.loads((sweep / "fresh-2-2" / "shrinkage.json").read_text())
-    front = read_sweep(sweep).front
+    front = best_configurations(read_sweep(sweep).study)
+    assert "What is left on fresh seeds?" in (sweep / "report.html").read_text()
     assert len(rows) == 2 * len(front) and all("fresh" in row for row in rows)
     out = run("eval", f"random={sweep}", folder=tmp_path).stdout
     assert "hypervolume after 3 trials" in out

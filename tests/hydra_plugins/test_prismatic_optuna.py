@@ -186,6 +186,9 @@ def test_what_cannot_be_composed_is_refused_before_any_trial(sweep, arguments):
         ),
         ({"shared": True}, "shared=true.*postgresql"),
         ({"enqueue": [{"z": 1}]}, "'z' is not searched; valid: x, y"),
+        ({"compare_to": {"z": 1}}, "compare_to: 'z' is not searched; valid: x, y"),
+        ({"compare_to": "x"}, "give values of the search as a mapping"),
+        ({"retry": "all"}, "retry='all': give failed or null"),
         ({"enqueue": [{"x": 2}]}, "x=2 is outside"),
         ({"pruning": "medium"}, "pruning='medium'"),
         ({"pruning": "median"}, "objectives"),
@@ -351,8 +354,6 @@ def test_one_objective_and_its_report(sweep):
     assert found["best_value"] == study.best_value
     assert found["best_params"] == study.best_params
     assert found["trials"]["complete"] == 3
-    rows = sweep.rows()
-    assert [float(row["value"]) for row in rows] == [trial.value for trial in study.trials]
     assert (sweep.dir / "multirun.yaml").exists()
 
 
@@ -364,9 +365,9 @@ def test_several_objectives_and_their_front(sweep):
         study.trials[0].params["x"] ** 2 + study.trials[0].params["y"],
     ]
     found = yaml.safe_load((sweep.dir / "optimization_results.yaml").read_text())
-    assert {s["number"] for s in found["solutions"]} == {t.number for t in study.best_trials}
-    rows = sweep.rows()
-    assert {"gain", "cost", "x", "y", "metric:extra"} <= set(rows[0])
+    front = [[trial.number] for trial in study.best_trials]
+    assert sorted(one["trials"] for one in found["solutions"]) == front
+    assert study.trials[0].user_attrs["metrics"].keys() == {"gain", "cost", "extra"}
 
 
 @pytest.mark.parametrize(
@@ -412,7 +413,6 @@ def test_a_bad_result_fails_alone_with_its_reason(sweep, value, options, reason)
     study = sweep.run(job, n_trials=3, **options)
     assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert reason in study.trials[1].user_attrs["reason"]
-    assert reason in sweep.rows()[1]["reason"]
 
 
 def test_constraints_are_upper_bounds(sweep):
@@ -464,6 +464,48 @@ def test_in_a_finite_space_no_point_runs_twice_and_the_search_ends_with_it(sweep
 def test_where_results_vary_a_point_may_run_again(sweep):
     study = sweep.run(square, ["x=0.5,1.5"], n_trials=8, seed=0, repeat=True)
     assert len(sweep.launcher.overrides) == len(study.trials) == 8
+
+
+def test_the_best_of_a_grid_over_seeds_is_the_best_mean(sweep):
+    """Not that with the luckiest seed, nor that which is better where it did not fail."""
+
+    def job(params, folder):
+        if params["x"] == 0.5 and params["seed"] > 0:
+            raise ValueError("no luck")
+        return params["x"] + params["seed"] / 100 - 1.9 * (params["x"] == 2 and params["seed"] == 1)
+
+    study = sweep.run(job, ["x=1,2,.5", "+seed=0,1,2"], sampler="grid", n_trials=None)
+    found = yaml.safe_load((sweep.dir / "optimization_results.yaml").read_text())
+    assert study.best_trial.params["x"] == 2
+    assert (found["best_params"], found["best_trials"]) == ({"x": 1}, [0, 1, 2])
+    assert found["best_value"] == pytest.approx(1.01)
+
+
+def test_a_search_takes_no_seed_for_a_parameter(sweep):
+    with pytest.raises(ValueError, match=r"seed varies: .*'seeds=\[0,1,2\]'.*sampler=grid"):
+        sweep.run(square, [*BASE, "+seed=0,1"])
+    assert not sweep.dir.exists()
+
+
+def test_failed_trials_alone_run_again_where_that_is_asked(sweep):
+    mended = []
+
+    def job(params, folder):
+        if params["x"] == 2 and not mended:
+            raise ValueError("no luck")
+        return params["x"]
+
+    grid = {"sampler": "grid", "n_trials": None}
+    study = sweep.run(job, ["x=1,2,3"], **grid)
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE"]
+    mended.append(True)
+    assert len(sweep.run(job, ["x=1,2,3"], **grid).trials) == 3
+    for _ in range(2):  # the second has nothing to do
+        study = sweep.run(job, ["x=1,2,3"], retry="failed", **grid)
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert (study.trials[3].params, study.trials[3].user_attrs["retry_of"]) == ({"x": 2}, 1)
+    found = yaml.safe_load((sweep.dir / "optimization_results.yaml").read_text())["trials"]
+    assert (found["complete"], found["failed"], found["retried"]) == (3, 0, 1)
 
 
 # -- one study, several sweeps ---------------------------------------------------------------
@@ -525,7 +567,7 @@ def test_a_trial_lost_with_its_process_is_asked_again_twice(sweep):
     study = sweep.run(lambda *a: raising(job(*a)), n_trials=3, enqueue=[{"x": 0.75}])
     lost = [trial for trial in study.trials if trial.params["x"] == 0.75]
     assert [trial.user_attrs.get("retry_of") for trial in lost] == [None, 0, lost[1].number]
-    assert [trial.user_attrs["again"] for trial in lost] == [True, True, False]
+    assert [trial.user_attrs["again"] for trial in lost] == ["lost", "lost", None]
     assert len({trial.params["y"] for trial in lost}) == 1
     assert sorted(states(study)) == ["COMPLETE"] * 2 + ["FAIL"] * 3
     found = yaml.safe_load((sweep.dir / "optimization_results.yaml").read_text())
@@ -775,13 +817,13 @@ def test_a_sweeps_folder_may_be_moved_and_no_other_study_writes_into_it(sweep):
     there = [*BASE, f"hydra.sweep.dir={moved}"]
     assert len(sweep.run(square, there, n_trials=3).trials) == 3
     assert sorted(path.name for path in moved.iterdir() if path.is_dir()) == ["0", "1", "2"]
-    before = (moved / "trials.csv").read_bytes()
-    assert len(before.splitlines()) == 4
+    before = (moved / "optimization_results.yaml").read_text()
+    assert yaml.safe_load(before)["trials"]["complete"] == 3
     elsewhere = f"sqlite:///{sweep.folder}/other.db"
     for options in ({"study_name": "other"}, {"storage": elsewhere, "study_name": "sweep"}):
         with pytest.raises(ValueError, match="moved holds the trials of the study 'sweep'"):
             sweep.run(square, there, **options)
-    assert (moved / "trials.csv").read_bytes() == before
+    assert (moved / "optimization_results.yaml").read_text() == before
 
 
 def test_half_a_line_is_read_when_it_is_whole(sweep, caplog):

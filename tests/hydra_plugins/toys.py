@@ -1,6 +1,5 @@
 """A Hydra app in a folder, swept in this process; launchers that take simulated time."""
 
-import csv
 import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -186,11 +185,6 @@ class Sweep:
         return hydra.config_loader, hydra.compose_config(
             "config", list(arguments), RunMode.MULTIRUN
         )
-
-    def rows(self) -> list[dict[str, str]]:
-        """What trials.csv holds."""
-        with (self.dir / "trials.csv").open() as file:
-            return list(csv.DictReader(file))
 
     def storage(self, folder: Path | None = None) -> JournalStorage:
         backend = JournalFileBackend(str((folder or self.dir) / "study.journal"))

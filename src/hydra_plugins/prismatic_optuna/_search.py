@@ -36,25 +36,24 @@ from hydra_plugins.prismatic_local.streaming import (
     stream,
 )
 
-from . import _pruning, _results, _study
+from . import _outcome, _pruning, _study
 from ._owner import Ownership
 from ._samplers import build_sampler
 from ._space import Space
 from ._storage import open_storage
 from .callback import Callback
+from .configurations import is_replicate
 from .options import SweeperOptions
+from .results import closing, replace, write_results
 from .study import (
     CONFIG,
     PROGRESS,
     RESULTS,
-    closing,
     count_trials,
     describe,
     is_finished,
     objectives,
-    replace,
     short_reason,
-    write_results,
 )
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,15 @@ def open_study(options: SweeperOptions, space: Space, sweep_dir: Path) -> Study:
         raise ValueError("sampler=cmaes knows one objective: give tpe, gp, nsgaii or nsgaiii")
     build_sampler(options.sampler, options.sampler_options, options.seed)
     for params in options.enqueue:
-        space.check(params)
+        space.check("enqueue", params)
+    space.check("compare_to", options.compare_to or {})
+    seeds = [name for name in space.params if is_replicate(name)]
+    if seeds and options.sampler != "grid":
+        raise ValueError(
+            f"{seeds[0]} varies: a search would find the luckiest seed. Let every trial train "
+            "several seeds and return their mean ('seeds=[0,1,2]'), or give "
+            "hydra.sweeper.sampler=grid"
+        )
     question = {
         "params": space.described(),
         "objectives": options.objectives,
@@ -252,7 +259,10 @@ class Search:
         """What an earlier sweep left is put in order, the sampler chosen, given points queued."""
         options, study = self.options, self.study
         study.set_user_attr("total", self.total)
+        study.set_user_attr("compare_to", options.compare_to)
         self.recover()
+        if options.retry == "failed" and self.owner.leads():
+            _study.retry_failed(study)
         # Sweeps that share a study must not all ask for the same trials.
         stream = randbits(31) if options.shared else len(study.get_trials(deepcopy=False))
         study.sampler = build_sampler(
@@ -359,7 +369,7 @@ class Search:
         for step, values in running.progress.new() if running.progress else ():
             self.keep(running.trial, step, values)
         options, trial = self.options, running.trial
-        outcome = _results.evaluate(
+        outcome = _outcome.evaluate(
             job, options.objectives, options.constraints, count=len(options.direction)
         )
         if running.pruned:
@@ -371,7 +381,7 @@ class Search:
             self.tell(trial, outcome)
         self.after(number, job)
 
-    def tell(self, trial: Trial, outcome: _results.Outcome) -> None:
+    def tell(self, trial: Trial, outcome: _outcome.Outcome) -> None:
         if outcome.metrics:
             trial.set_user_attr("metrics", outcome.metrics)
         for name, distance in outcome.constraints.items():

@@ -112,18 +112,18 @@ class Space:
         """The space as JSON knows it; equal for equal spaces."""
         return {key: json.loads(distribution_to_json(d)) for key, d in self.params.items()}
 
-    def check(self, params: Mapping[str, Any]) -> None:
-        """Raise ValueError unless `params` are of this space (some may be missing)."""
+    def check(self, option: str, params: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the `params` of an option are of this space, or some of it."""
         for key, value in params.items():
             if key not in self.params:
                 valid = ", ".join(self.params)
-                raise ValueError(f"enqueue: {key!r} is not searched; valid: {valid}")
+                raise ValueError(f"{option}: {key!r} is not searched; valid: {valid}")
             try:
                 inside = self.params[key]._contains(self.params[key].to_internal_repr(value))
             except (ValueError, TypeError):
                 inside = False
             if not inside:
-                raise ValueError(f"enqueue: {key}={value!r} is outside {self.params[key]}")
+                raise ValueError(f"{option}: {key}={value!r} is outside {self.params[key]}")
 
 
 def _parsed(parser: OverridesParser, line: str) -> Override:

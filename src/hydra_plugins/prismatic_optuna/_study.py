@@ -16,6 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from ._owner import Ownership, lives
+from .study import LOST, RETRIED, read_trials, state_of
 
 log = logging.getLogger(__name__)
 
@@ -129,14 +130,23 @@ def lose(study: Study, number: int, reason: str, max_retries: int, blame: bool =
     if again and params and not known:
         attrs = {"retry_of": number, "retries": retries}
         study.enqueue_trial(dict(params), user_attrs=attrs)
-    fail(study, trial, reason, again)
+    fail(study, trial, reason, again=again)
 
 
-def fail(study: Study, trial: FrozenTrial, reason: str, again: bool) -> None:
-    """End a running trial; with `again` it does not count."""
+def fail(study: Study, trial: FrozenTrial, reason: str, *, again: bool) -> None:
+    """End a running trial; with `again` it was lost and does not count."""
     set_attr(study, trial, "reason", reason)
-    set_attr(study, trial, "again", again)
+    set_attr(study, trial, "again", LOST if again else None)
     study.tell(trial.number, state=TrialState.FAIL)
+
+
+def retry_failed(study: Study) -> None:
+    """Queue the parameters of failed trials again, and count these no more."""
+    failed = [trial for trial in read_trials(study) if state_of(trial) == "failed"]
+    for trial in failed:
+        study.enqueue_trial(dict(trial.params), user_attrs={"retry_of": trial.number})
+    before = study.user_attrs.get(RETRIED, [])
+    study.set_user_attr(RETRIED, [*before, *(trial.number for trial in failed)])
 
 
 def give_back(study: Study, number: int, max_retries: int) -> None:

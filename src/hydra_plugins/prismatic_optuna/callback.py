@@ -34,8 +34,8 @@ class Callback:
     ) -> None:
         """A trial is told: COMPLETE, PRUNED or FAIL, then with `user_attrs["reason"]`.
 
-        `user_attrs["again"]` is true when it was lost and will be asked again. `job_return` is
-        None for a job that was stopped with the sweep.
+        `user_attrs["again"]` is "lost" when its process died and it will be asked again.
+        `job_return` is None for a job that was stopped with the sweep.
         """
 
     def on_poll(self, study: "Study") -> None:

@@ -34,6 +34,9 @@ class SweeperOptions:
     params: dict[str, Any] = field(default_factory=dict)  # override: what follows its "="
     repeat: bool = False  # whether a point that is asked again runs again, since results vary
     enqueue: list[Any] = field(default_factory=list)  # mappings of parameters, asked first
+    compare_to: Any = None  # values, as {router: dense}: the others are compared with these; null
+    # stands for the best configuration
+    retry: str | None = None  # failed: those that failed run again, and count no more
 
     # null, dominated, median, hyperband; or a mapping with `rule` and the rule's options.
     pruning: Any = None
@@ -68,6 +71,14 @@ class SweeperOptions:
                 raise ValueError(f"{key}={dict(node)}: a node needs a _target_, the class to build")
         if self.sampler == "grid" and self.enqueue:
             raise ValueError("enqueue: sampler=grid tries every combination anyway; leave it out")
+        mapping = self.compare_to is None or isinstance(self.compare_to, Mapping)
+        if not mapping:
+            raise ValueError(
+                f"compare_to={self.compare_to!r}: give values of the search as a mapping, such as "
+                "'hydra.sweeper.compare_to={router:dense}'"
+            )
+        if self.retry not in (None, "failed"):
+            raise ValueError(f"retry={self.retry!r}: give failed or null")
         database = str(self.storage).partition(":")[0] not in ("None", "journal")
         if self.shared and not database and not isinstance(self.storage, Mapping):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A sweep in the terminal: a panel that lives while trials run, and the leaders at the end."""
+"""A sweep in the terminal: a panel that lives while trials run, and what it came to at the end."""
 
 import logging
 import re
@@ -23,9 +23,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hydra_plugins.prismatic_optuna.callback import Callback
-from hydra_plugins.prismatic_optuna.study import FINISHED, count_trials, objectives, pairs
+from hydra_plugins.prismatic_optuna.study import AGAIN, FINISHED, count_trials, pairs
 
-from . import rerun, standing
+from . import standing
+from .account import Account
 
 ROWS = 8  # running trials that the panel has room for
 OFTEN, SELDOM = 10.0, 60.0  # seconds between plain lines: after trials, without one
@@ -35,14 +36,13 @@ log = logging.getLogger(__name__)
 
 
 class Display(Callback):
-    """Shows how a sweep goes, and at its end the front, or the `best` trials of one objective.
+    """Shows how a sweep goes, and at its end its configurations, the best first, and its failures.
 
     In a terminal whose lines the trials leave alone it is a live panel with the log's lines above
     it; elsewhere it is a line now and then, without control characters.
     """
 
-    def __init__(self, best: int = 5) -> None:
-        self.best = best
+    def __init__(self) -> None:
         self.live: Live | None = None
 
     def on_sweep_start(self, study: Study, config: DictConfig, sweep_dir: Path) -> None:
@@ -70,20 +70,8 @@ class Display(Callback):
         if self.live is not None:
             end(self.live)
             self.live = None
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=WIDE)
-        say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
-        head, rows = standing.table(study, self.best)
-        if rows:
-            say(f"\n{title(study, len(rows))}", style="bold")
-            console.print(leaders(study, head, rows))
-        else:
-            say("\nno trial is complete and feasible")
-        say(f"sweep folder:  {self.folder}")
-        command = rerun.command(study, self.folder)
-        if command:
-            say(f"the first of these again:\n  {command}")
+        account = Account(study, self.config, self.folder)
+        print_account(account)
 
     def show(self, study: Study, pause: float) -> None:
         """Bring the panel up to date, or write a line unless one was written `pause` ago."""
@@ -148,7 +136,7 @@ def reroute(streams: Mapping[Any, Any]) -> None:
 def how_many(found: Mapping[str, int], study: Study) -> str:
     """The trials by what became of them."""
     parts = ", ".join(f"{found[name]} {name}" for name in FINISHED if found[name])
-    others = [f"{found[name]} {name}" for name in ("running", "lost") if found[name]]
+    others = [f"{found[name]} {name}" for name in ("running", *AGAIN) if found[name]]
     done = f"{found['finished']} of {study.user_attrs['total']} trials finished"
     return ", ".join([f"{done} ({parts})" if parts else done, *others])
 
@@ -172,21 +160,32 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def title(study: Study, shown: int) -> str:
-    """What the table of the leaders holds."""
-    better = {"MINIMIZE": "less", "MAXIMIZE": "more"}
-    judged = zip(objectives(study), study.directions, strict=True)
-    by = ", ".join(f"{name} ({better[d.name]} is better)" for name, d in judged)
-    what = "front" if len(study.directions) > 1 else f"best {shown}"
-    return f"{study.study_name}: {what} by {by}"
+def print_account(account: Account) -> None:
+    """Print what a sweep came to: its table and how to read it, its failures, what to type next."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
+    head, rows = account.table
+    if rows:
+        say(f"\n{account.title}", style="bold")
+        console.print(aligned(head, rows))
+    else:
+        say("\nno trial is complete and feasible")
+    for line in [*account.remarks, *account.failures]:
+        say(line)
+    say(f"sweep folder:  {account.folder}")
+    for what, command in account.commands.items():
+        say(f"{what}:\n  {command}")
 
 
-def leaders(study: Study, head: list[str], rows: list[list[str]]) -> Table:
-    """The front, or the best trials, as a table."""
+def aligned(head: list[str], rows: list[list[str]]) -> Table:
+    """A table of the terminal; numbers stand to the right."""
     table = Table(box=SIMPLE_HEAD)
-    for i, name in enumerate(head):
+    for name, column in zip(head, zip(*rows, strict=True), strict=True):
         broken = re.sub(r"([/.])", r"\1\n", name)  # else narrow columns show their beginnings
-        table.add_column(broken, justify="right" if i <= len(study.directions) else "left")
+        numeric = all(re.match(r"-?[\d.]+(e-?\d+)?$|$", cell) for cell in column)
+        table.add_column(broken, justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*row)
     return table

@@ -15,9 +15,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 from hydra_plugins.prismatic_optuna.callback import Callback
-from hydra_plugins.prismatic_optuna.study import RESULTS, TABLE
+from hydra_plugins.prismatic_optuna.study import RESULTS
 
-from . import rerun, standing
+from . import rerun
+from .account import CONFIGURATIONS, RUNS, Account
+from .page import write_page
 
 if TYPE_CHECKING:
     from .sweep_run import SweepRun
@@ -80,8 +82,8 @@ class Overview(Callback):
     Pictures, tables and description follow every `every` seconds, all else at once.
     """
 
-    def __init__(self, every: float = 15.0, best: int = 5) -> None:
-        self.every, self.best = every, best
+    def __init__(self, every: float = 15.0) -> None:
+        self.every = every
 
     def on_sweep_start(self, study: Study, config: DictConfig, sweep_dir: Path) -> None:
         """Wait for the run, in which those of the trials shall be nested."""
@@ -90,9 +92,10 @@ class Overview(Callback):
         self.logs &= not OmegaConf.select(config, "trainer.fast_dev_run", default=False)
         self.parent: SweepRun | None = None
         self.stopped: set[int] = set()
-        self.status = self.again = ""
+        self.status = ""
         self.drawn, self.stale = -self.every, False
-        self.pictures: list[Path] = []  # that MLflow has not got yet
+        self.account: Account | None = None  # that MLflow has not got yet
+        self.pictures: list[Path] = []
         self.worker = Worker(self.draw, self.record)
         if not self.logs:
             return
@@ -124,7 +127,6 @@ class Overview(Callback):
 
     def on_sweep_end(self, study: Study) -> None:
         """Wait for what is still to be written."""
-        self.again = rerun.command(study, self.folder)
         self.status = outcome()
         # Pictures come to an end by themselves; a server may never answer.
         if not self.worker.finish(END if self.logs else None):
@@ -141,10 +143,12 @@ class Overview(Callback):
         if not (self.due() or self.status):
             return
         self.drawn, self.stale = time.monotonic(), False
-        drawn = standing.draw_pictures(self.study)
-        for name, picture in drawn.items():
-            (self.folder / name).write_bytes(picture)
-        self.pictures = [self.folder / name for name in drawn]
+        self.account = Account(self.study, self.config, self.folder)
+        self.account.write_tables()
+        over = bool(self.status)
+        self.pictures = self.account.draw(whole=over)
+        if over:
+            self.pictures.insert(0, write_page(self.account, self.pictures))
 
     def record(self) -> None:
         """Bring MLflow up to date: its second one."""
@@ -156,10 +160,10 @@ class Overview(Callback):
             self.parent = SweepRun(self.study, self.config, self.folder, self.stopped)
         status = self.status
         self.parent.update()
-        if self.pictures:
-            files = [*self.pictures, *(self.folder / name for name in (TABLE, RESULTS))]
-            self.parent.show(description(self.study, self.best, self.again), files)
-            self.pictures = []
+        if self.account is not None:
+            tables = [self.folder / name for name in (RUNS, CONFIGURATIONS, RESULTS)]
+            self.parent.show(description(self.account), [*self.pictures, *tables])
+            self.account = None
         if status:
             self.parent.logger.end(status)
 
@@ -172,11 +176,13 @@ def outcome() -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
 
 
-def description(study: Study, best: int, again: str) -> str:
+def description(account: Account) -> str:
     """What MLflow shows above a run, as Markdown."""
-    head, rows = standing.table(study, best)
+    head, rows = account.table
     lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
-    parts = [f"**{standing.summary(study) or 'no result yet'}**"]
-    parts += ["\n".join(lines)] if rows else []
-    parts += [f"The first of these again:\n```bash\n{again}\n```"] if again else []
+    parts = [f"**{account.summary}**", *(["\n".join(lines)] if rows else []), *account.remarks]
+    parts += (
+        ["\n".join([account.failures[0], "", *account.failures[1:]])] if account.failures else []
+    )
+    parts += [f"{what}:\n```bash\n{typed}\n```" for what, typed in account.commands.items()]
     return "\n\n".join(parts)

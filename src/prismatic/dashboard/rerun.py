@@ -1,4 +1,4 @@
-"""The command that runs one trial of a sweep again, alone."""
+"""The commands that run one trial of a sweep again, alone, or those that failed."""
 
 import re
 import shlex
@@ -15,17 +15,38 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.study import Study
 
-from hydra_plugins.prismatic_optuna.study import best_trials
+from hydra_plugins.prismatic_optuna.configurations import best_configurations
 from prismatic.config.command_line import quote, texts
 
 SWEEP = re.compile(r"\+{0,2}(grid|optuna)=")
+MODE, FOLDER, RETRY = "hydra.mode=MULTIRUN", "hydra.sweep.dir=", "hydra.sweeper.retry=failed"
 NESTING = "logger.parent_run_id"  # under the sweep's run in MLflow, where it does not belong alone
 
 
 def command(study: Study, sweep_dir: Path) -> str:
-    """The command for the best trial, or the first one of the front; empty where there is none."""
-    best = best_trials(study)
-    return command_of(sweep_dir / best[0].user_attrs["folder"]) if best else ""
+    """The command for the first trial of the best configuration, or of the front's first."""
+    best = best_configurations(study)
+    folder = best[0].complete[0].user_attrs.get("folder") if best else None
+    return command_of(sweep_dir / folder) if folder else ""
+
+
+def retry_command(config: DictConfig) -> str:
+    """The sweep's own command, for the trials that failed; `config` is the sweep's."""
+    hydra = config.hydra
+    return shlex.join([*program(), "-m", *config_options(hydra), *own_overrides(hydra), RETRY])
+
+
+def own_overrides(hydra: DictConfig) -> list[str]:
+    """Those that a sweep's command has itself: the last folder is what the sweeper added."""
+    typed = [*texts(hydra.overrides.task), *texts(hydra.overrides.hydra)]
+    folders = [text for text in typed if text.startswith(FOLDER)]
+    return [text for text in typed if text not in (MODE, RETRY, *folders[-1:])]
+
+
+def program() -> list[str]:
+    """How training is started from here."""
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    return [python, str(Path(sys.argv[0]).with_name("train.py"))]
 
 
 @cache
@@ -41,8 +62,7 @@ def command_of(folder: Path) -> str:
     hydra = OmegaConf.load(kept / "hydra.yaml").hydra
     typed = texts(OmegaConf.load(kept / "overrides.yaml"))
     overrides = [override for override in typed if NESTING not in override]
-    python = "python" if shutil.which("python") == sys.executable else sys.executable
-    words = [python, sys.argv[0], *config_options(hydra)]
+    words = [*program(), *config_options(hydra)]
     words += [*written_out(overrides, hydra), *(o for o in overrides if not SWEEP.match(o))]
     threads = getattr(instantiate(hydra.launcher), "omp_threads", None)
     prefix = f"OMP_NUM_THREADS={threads} " if threads else ""

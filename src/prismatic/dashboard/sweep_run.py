@@ -17,11 +17,14 @@ from omegaconf import DictConfig
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from hydra_plugins.prismatic_optuna.configurations import best_configurations
 from hydra_plugins.prismatic_optuna.study import (
-    best_trials,
+    AGAIN,
+    FINISHED,
     count_trials,
     finished_trials,
     objectives,
+    read_trials,
     search_space,
     short_reason,
     state_of,
@@ -67,7 +70,8 @@ class SweepRun:
         self.logged = int(run.data.metrics.get("sweep/finished", 0))
         view = shared_view(study, self.id)
         self.client.set_experiment_tag(self.experiment_id, f"{VIEW}{self.id}", view)
-        self.recorded = {n for n, child in self.children() if STATE in child.data.tags}
+        states = [state_of(trial) for trial in read_trials(study)]
+        self.recorded = {n for n, run in self.children() if run.data.tags.get(STATE) == states[n]}
 
     def known(self) -> str | None:
         """The study's run, if there is one."""
@@ -105,7 +109,7 @@ class SweepRun:
 
     def update(self) -> None:
         """Record the trials that ended since, and how the sweep stands."""
-        for trial in self.study.get_trials(deepcopy=False):
+        for trial in read_trials(self.study):
             if trial.number in self.recorded or "reused" in trial.user_attrs:  # that has no run
                 continue
             if trial.state.is_finished():
@@ -118,9 +122,9 @@ class SweepRun:
             if math.isfinite(worth):
                 self.logger.log_metrics({f"sweep/{name}": worth}, step)
         if len(ended) > self.logged:
-            states = ("complete", "pruned", "failed", "lost", "finished")
+            states = (*FINISHED, *AGAIN, "finished")
             counts = {f"sweep/{state}": found[state] for state in states}
-            counts |= {} if alone else {"sweep/front": len(best_trials(self.study))}
+            counts |= {} if alone else {"sweep/front": len(best_configurations(self.study))}
             self.logger.log_metrics(counts, len(ended))
         self.logged = len(ended)
         self.logger.flush()
@@ -163,12 +167,12 @@ class SweepRun:
         return self.client.create_run(self.experiment_id, begun, tags, name)
 
     def show(self, note: str, files: Sequence[Path]) -> None:
-        """Bring the description, which shows the pictures, and the files up to date."""
+        """Bring the files and the description up to date; it has a link to the first of them."""
         page = f"#/experiments/{self.experiment_id}/runs"
         shared = f"{page}?{WORKFLOW}&viewStateShareKey={self.id}"
         links = (
             f"trials: [table]({shared}), [charts]({shared}&compareRunsMode=CHART) | "
-            f"[pictures]({page}/{self.id}/artifacts/history.png?{WORKFLOW})"
+            f"[pictures]({page}/{self.id}/artifacts/{files[0].name}?{WORKFLOW})"
         )
         pictures = [path.name for path in files if path.suffix == ".png"]
         self.logger.describe(f"{links}\n\n{note[:NOTE_LENGTH]}", pictures)

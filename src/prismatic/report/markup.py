@@ -24,6 +24,8 @@ figcaption { margin-top: .5rem; font-size: .95rem; }
 table { border-collapse: collapse; margin: 1.2rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem 1.4rem .25rem 0; text-align: left; border-bottom: 1px solid #eee; }
 th { font-weight: 600; color: #666; }
+pre { margin: .6rem 0 1.2rem; padding: .7rem 1rem; background: #f6f6f6; overflow-x: auto;
+      font-size: .88rem; }
 .scroll { overflow-x: auto; }
 .alarm { margin: 1rem 0; padding: .7rem 1rem; border-left: 4px solid #d55e00; background: #fdf3ec; }
 .calm { margin: 1rem 0; padding: .7rem 1rem; border-left: 4px solid #009e73; background: #eff8f4; }
@@ -52,6 +54,11 @@ def picture(data: bytes, alternative: str, caption: str) -> str:
 def paragraph(text: str, kind: str) -> str:
     """A paragraph of plain text."""
     return f'<p class="{kind}">{escape(text)}</p>'
+
+
+def command(what: str, typed: str) -> str:
+    """What to type, and what it does."""
+    return f"<p>{escape(what)}:</p><pre>{escape(typed)}</pre>"
 
 
 def notice(kind: str, strong: str, *lines: str) -> str:

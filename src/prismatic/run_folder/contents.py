@@ -3,14 +3,21 @@
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONFIG, MANIFEST, CHECKPOINTS = "config.yaml", "manifest.json", "checkpoints"
 METRICS = "metrics.json"  # the last of each
+
+if TYPE_CHECKING:  # a sweep reads metrics without loading what trains
+    import torch
+
+
+def seed_folder(run_dir: Path, seed: int) -> Path:
+    """Where a run of several seeds keeps the training of one."""
+    return run_dir / f"seed_{seed}"
 
 
 def read_run(run_dir: Path) -> tuple[DictConfig, dict[str, Any]]:
@@ -35,6 +42,8 @@ def read_run(run_dir: Path) -> tuple[DictConfig, dict[str, Any]]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's contents; tensors and plain containers only are unpickled."""
+    import torch
+
     if not path.is_file():
         raise FileNotFoundError(
             f"checkpoint {path} does not exist; give a file such as <run>/checkpoints/last.ckpt"
@@ -65,7 +74,7 @@ def earlier_part(run_dir: Path, config: DictConfig) -> tuple[Path | None, dict[s
     return None, json.loads(metrics.read_text()) if metrics.is_file() else None
 
 
-def require_resumable(path: Path, state: dict[str, torch.Tensor], max_steps: int) -> None:
+def require_resumable(path: Path, state: dict[str, "torch.Tensor"], max_steps: int) -> None:
     """Raise `ValueError` unless a run with this state can go on from the checkpoint."""
     checkpoint = read_checkpoint(path)
     step = checkpoint.get("global_step")
@@ -89,5 +98,7 @@ def require_resumable(path: Path, state: dict[str, torch.Tensor], max_steps: int
 
 def shape(state: dict[str, Any], name: str) -> object:
     """The shape of an entry, `state` for one that is no tensor, None for one that is missing."""
+    import torch
+
     value = state.get(name)
     return tuple(value.shape) if isinstance(value, torch.Tensor) else value and "state"

@@ -15,6 +15,7 @@ from .estimates import (
     smallest_p,
     t_interval,
 )
+from .factorial import factorial_effects
 from .power import (
     equivalence_power,
     paired_power,
@@ -48,9 +49,10 @@ from .verdicts import (
 __all__ = [
     "ALPHA", "INCONCLUSIVE", "LAWS", "NO_VERDICT", "REFUTED", "RULES", "SUPPORTED", "VERDICTS",
     "Finding", "Interval", "Optimum", "Periodicity", "RankCorrelation", "WalshTest",
-    "additive_floor", "ar1_series", "conditional_entropy", "equivalence_power", "family_findings",
-    "fit_ar1", "growth_scores", "holm", "lomb_scargle", "loss_ladder", "mutual_information",
-    "optimum", "paired_power", "periodicity_test", "rank_correlation", "sign_flip_p",
-    "simultaneous_level", "smallest_detectable_effect", "smallest_equivalence_margin",
-    "smallest_p", "t_interval", "too_few", "walsh_shares", "walsh_test",
+    "additive_floor", "ar1_series", "conditional_entropy", "equivalence_power",
+    "factorial_effects", "family_findings", "fit_ar1", "growth_scores", "holm", "lomb_scargle",
+    "loss_ladder", "mutual_information", "optimum", "paired_power", "periodicity_test",
+    "rank_correlation", "sign_flip_p", "simultaneous_level", "smallest_detectable_effect",
+    "smallest_equivalence_margin", "smallest_p", "t_interval", "too_few", "walsh_shares",
+    "walsh_test",
 ]  # fmt: skip
