@@ -8,7 +8,8 @@ import torch
 from scipy.stats import entropy, median_abs_deviation
 
 from prismatic.data import IGNORE
-from prismatic.measures import steadiness, views_apart
+from prismatic.measures import objectives, steadiness, views_apart
+from prismatic.measures.objectives import forced_views
 
 from .test_views import model
 
@@ -50,6 +51,19 @@ def test_views_apart_is_what_scipy_computes():
     together = -np.log(product[np.arange(len(product)), target]).mean()
     assert found["views/useful_diversity"] == pytest.approx(min(loss) - together, abs=1e-9)
     assert found["objective/diversity"] > 0
+
+
+def test_what_is_held_at_once_changes_no_measure(monkeypatch):
+    prismatic, (tokens_BT, targets_BT) = model("router.num_experts=3", "focal=none"), probe()
+    whole = views_apart(prismatic, tokens_BT, targets_BT)
+    kept_EKV = forced_views(prismatic, tokens_BT, targets_BT)
+    monkeypatch.setattr(objectives, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(objectives, "LOGITS_AT_ONCE", 100)
+    assert views_apart(prismatic, tokens_BT, targets_BT) == pytest.approx(whole, rel=1e-6, abs=1e-9)
+    # Of 13 scored tokens with 16 numbers each, every third: what is kept is bounded, too.
+    monkeypatch.setattr(objectives, "LOGITS_KEPT", 5 * 16)
+    few_EKV = forced_views(prismatic, tokens_BT, targets_BT)
+    torch.testing.assert_close(few_EKV, kept_EKV[:, ::3], rtol=1e-5, atol=1e-6)
 
 
 def test_views_that_are_equal_are_not_apart():

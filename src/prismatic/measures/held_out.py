@@ -15,6 +15,7 @@ from prismatic.data import IGNORE, Batch, MixedTask, Task
 from prismatic.models import RoutedModel, watched
 
 from .numerics import measure_attention
+from .objectives import LOGITS_AT_ONCE
 from .routing import RoutingMeasure, is_routed, routing_by_row
 
 PROBE_ROWS = 24  # held-out sequences on which views are compared and attention is looked at
@@ -70,8 +71,13 @@ class Calibration:
         self.eml = torch.zeros((), dtype=torch.float64, device=device)
 
     def update(self, logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> None:
-        scored = targets_BT != IGNORE
-        target_R, logp_RV = targets_BT[scored], logits_BTV[scored].float().log_softmax(-1)
+        logits_RV, target_R = logits_BTV.flatten(0, 1), targets_BT.flatten()
+        scored_R = (target_R != IGNORE).nonzero()[:, 0]
+        # A few at a time: a copy of all logits would be more than training holds of them.
+        for row_R in scored_R.split(max(1, LOGITS_AT_ONCE // logits_RV.shape[-1])):
+            self.add(logits_RV[row_R].float().log_softmax(-1), target_R[row_R])
+
+    def add(self, logp_RV: torch.Tensor, target_R: torch.Tensor) -> None:
         surprise_R = -logp_RV.gather(-1, target_R[:, None])[:, 0]
         best_R, guess_R = logp_RV.max(-1)
         confidence_R = best_R.exp().nan_to_num()

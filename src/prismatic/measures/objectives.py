@@ -4,7 +4,7 @@ Shapes: B batch, T time, V vocabulary, E views, K scored tokens, S steps.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,18 +17,47 @@ from .routing import entropy
 
 # Of a normal distribution, its standard deviation over its median absolute deviation.
 MAD = 1.4826
+# Of what views predict: tokens of a forward, numbers computed with at once, numbers of a view kept.
+TOKENS_AT_ONCE, LOGITS_AT_ONCE, LOGITS_KEPT = 64, 1 << 20, 1 << 22
 
 
 @torch.no_grad()
+def predicted(
+    model: Transformer, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Log-probabilities that every view, run alone, gives at the scored tokens: (E, K, V), float64.
+
+    With the targets (K,), for some tokens at a time: what is held at once does not grow with how
+    many there are, nor what is computed from it with the vocabulary.
+    """
+    num_views = model.routers[0].num_experts
+    num_rows = max(1, TOKENS_AT_ONCE // tokens_BT.shape[1])
+    for some_BT, target_BT in zip(
+        tokens_BT.split(num_rows), targets_BT.split(num_rows), strict=True
+    ):
+        scored_BT = target_BT != IGNORE
+        logits_E = []
+        for view in range(num_views):
+            with model.forced(view):
+                logits_E.append(model(some_BT)[scored_BT])
+        size = max(1, LOGITS_AT_ONCE // (num_views * logits_E[0].shape[-1]))
+        parts = zip(*(logits_KV.split(size) for logits_KV in logits_E), strict=True)
+        for part_E, target_K in zip(parts, target_BT[scored_BT].split(size), strict=True):
+            yield torch.stack(part_E).double().log_softmax(-1), target_K
+
+
 def forced_views(
     model: RoutedModel, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
 ) -> torch.Tensor:
-    """Log-probabilities that every view, run alone, gives at the scored tokens: (E, K, V)."""
-    outputs = []
-    for view in range(model.routers[0].num_experts):
-        with model.forced(view):
-            outputs.append(model(tokens_BT)[targets_BT != IGNORE].double().log_softmax(-1))
-    return torch.stack(outputs)
+    """What the views predict, (E, K, V) in float32: of many tokens, evenly spread ones, so that
+    there are no more than LOGITS_KEPT numbers of a view.
+    """
+    num_scored, seen, kept = int((targets_BT != IGNORE).sum()), 0, []
+    for logp_EKV, _ in predicted(model, tokens_BT, targets_BT):
+        every = -(-num_scored * logp_EKV.shape[-1] // LOGITS_KEPT)
+        kept.append(logp_EKV[:, -seen % every :: every].float())
+        seen += logp_EKV.shape[1]
+    return torch.cat(kept, 1)
 
 
 def diversity(logp_EKV: torch.Tensor) -> float:
@@ -54,23 +83,31 @@ def views_apart(
     num_views = model.routers[0].num_experts
     if num_views == 1:
         return {}
-    logp_EKV = forced_views(model, tokens_BT, targets_BT)
-    p_EKV, target_K = logp_EKV.exp(), targets_BT[targets_BT != IGNORE]
-    alone_E = entropy(p_EKV).mean(1)
-    pairs = [
-        entropy((p_EKV[i] + p_EKV[j]) / 2).mean() - (alone_E[i] + alone_E[j]) / 2
-        for i in range(num_views)
-        for j in range(i)
-    ]
-    differences = [logp_EKV[i] - logp_EKV[j] for i in range(num_views) for j in range(i)]
-    loss_E = [float(F.nll_loss(logp_KV, target_K)) for logp_KV in logp_EKV]
-    geometric = float(F.nll_loss(logp_EKV.mean(0).log_softmax(-1), target_K))
+    i_P, j_P = torch.tril_indices(num_views, num_views, -1)
+    sums: dict[str, torch.Tensor] = {}
+    count = 0
+    for logp_EKV, target_K in predicted(model, tokens_BT, targets_BT):
+        p_EKV = logp_EKV.exp()
+        geometric_KV = logp_EKV.mean(0).log_softmax(-1)
+        found = {
+            "alone_E": entropy(p_EKV).sum(1),
+            "together": entropy(p_EKV.mean(0)).sum(),
+            "paired_P": entropy((p_EKV[i_P] + p_EKV[j_P]) / 2).sum(1),
+            "square_P": (logp_EKV[i_P] - logp_EKV[j_P]).square().mean(2).sum(1),
+            "loss_E": -logp_EKV[:, torch.arange(len(target_K)), target_K].sum(1),
+            "geometric": F.nll_loss(geometric_KV, target_K, reduction="sum"),
+        }
+        sums = {name: sums.get(name, 0) + value for name, value in found.items()}
+        count += len(target_K)
+    mean = {name: (value / count).cpu() for name, value in sums.items()}
+    alone_E, loss_E = mean["alone_E"], mean["loss_E"].tolist()
+    apart_P = mean["paired_P"] - (alone_E[i_P] + alone_E[j_P]) / 2
     return {
-        "views/disagreement": float(torch.stack(pairs).mean()) / math.log(2),
-        "views/closest": min(float(logp.square().mean().sqrt()) for logp in differences),
-        "objective/diversity": diversity(logp_EKV),
+        "views/disagreement": float(apart_P.mean()) / math.log(2),
+        "views/closest": float(mean["square_P"].min().sqrt()),
+        "objective/diversity": float(mean["together"] - alone_E.mean()) / math.log(num_views),
         "views/excess": max(loss_E) - loss_E[0],
-        "views/useful_diversity": min(loss_E) - geometric,
+        "views/useful_diversity": min(loss_E) - float(mean["geometric"]),
         **{f"views/{i}/loss": loss for i, loss in enumerate(loss_E)},
     }
 

@@ -183,7 +183,7 @@ class Predictions(pl.Callback):
         assert isinstance(pl_module, Learner)
         probe = (part.to(pl_module.device) for part in pl_module.probe[:2])
         logp_EKV = forced_views(pl_module.model, *probe)
-        torch.save(logp_EKV.float().cpu(), Path(trainer.default_root_dir) / PREDICTIONS)
+        torch.save(logp_EKV.cpu(), Path(trainer.default_root_dir) / PREDICTIONS)
 
 
 def publish(trainer: pl.Trainer, found: Mapping[str, float]) -> None:
