@@ -39,11 +39,11 @@ class CorpusTask(PackedTask):
         model_path: str | None = None,
         seq_len: int = 128,
         align: str = "any",
-        held_out_tokens: int | None = 1_000_000,
+        held_out_tokens: int | None = 200_000,
     ) -> None:
         require_count("seq_len", seq_len, "data.seq_len=128")
         if held_out_tokens is not None:
-            wanted = "data.held_out_tokens=1000000, or null for all"
+            wanted = "data.held_out_tokens=200000, or null for all"
             require_count("held_out_tokens", held_out_tokens, wanted)
         one_of("data.sample_by", sample_by, DOCUMENTS)
         one_of("data.align", align, ALIGNMENTS)

@@ -25,7 +25,7 @@ TOKENS_AT_ONCE, LOGITS_AT_ONCE, LOGITS_KEPT = 64, 1 << 20, 1 << 22
 def predicted(
     model: Transformer, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Log-probabilities that every view, run alone, gives at the scored tokens: (E, K, V), float64.
+    """Log-probabilities that every view, run alone, gives at scored tokens, (E, K, V) in float64.
 
     With the targets (K,), for some tokens at a time: what is held at once does not grow with how
     many there are, nor what is computed from it with the vocabulary.
