@@ -23,7 +23,7 @@ TOKENS_AT_ONCE, LOGITS_AT_ONCE, LOGITS_KEPT = 64, 1 << 20, 1 << 22
 
 @torch.no_grad()
 def predicted(
-    model: Transformer, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
+    model: RoutedModel, tokens_BT: torch.Tensor, targets_BT: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Log-probabilities that every view, run alone, gives at scored tokens, (E, K, V) in float64.
 
