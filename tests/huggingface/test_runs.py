@@ -168,6 +168,18 @@ def test_the_readmes_model_trains_from_a_folder_of_ones_own(script, tmp_path, mo
 
 
 @pytest.mark.slow
+def test_fine_tuning_ends_beside_the_dense_model(script, pretrained, tmp_path):
+    (path,) = [word for word in text_data(tmp_path) if word.startswith("data.path")]
+    data = [path, "data.tokenizer=bytes", "data.sample_by=line", "data.seq_len=16"]
+    asked = ["experiment=finetune", f"model.path={pretrained}", *data, *QUIET, *FEW]
+    ended = script("train", *asked)
+    assert ended.status == 0, ended.err
+    assert "routed - dense" in ended.out and "view 1 alone" in ended.out
+    ended = script("train", *asked, "model.train=router")
+    assert ended.status == 1 and "baseline=none" in ended.err
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_is_compiled_to_one_graph():
     views = partial(PrismaticRouter, num_experts=2, focal=Focal(), perturbation=Perturbation())

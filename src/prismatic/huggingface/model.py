@@ -112,6 +112,6 @@ def train_routers(model: CausalLM, adapters: bool) -> None:
             parameter.requires_grad = True
     require(
         any(p.requires_grad for p in model.parameters()), "model.train", "router",
-        "router=dense adds nothing that could learn: its loss is that of view 0 (views/0/loss), or "
-        "give model.train=all or lora",
+        "router=dense adds nothing that could learn: its loss is that of view 0 (views/0/loss). Use "
+        "baseline=none, or model.train=all or lora",
     )  # fmt: skip

@@ -210,8 +210,9 @@ def load_plain(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
 
     Raises `ValueError` for a folder that lacks some of its weights.
     """
-    verbosity = logging.get_verbosity()
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # its report of what did not fit, which is judged here
+    logging.disable_progress_bar()
     try:
         cls: Any = AutoModelForCausalLM
         model, fit = cls.from_pretrained(
@@ -223,6 +224,8 @@ def load_plain(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
         )
     finally:
         logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
     others = [name for name in fit["unexpected_keys"] if ".routed." not in name]
     unfit = sorted([*fit["missing_keys"], *map(str, fit["mismatched_keys"]), *others])
     wanted = f"its weights are not those of {type(model).__name__}: {', '.join(unfit[:3])}"
