@@ -21,11 +21,11 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 PLAIN = [option for option in OPTIONS if option[0] not in ("experiment", "debug")]
 EXPERIMENTS = [name for group, name in OPTIONS if group == "experiment"]
 SHORT = ["data.seq_len=16", "data.max_bytes=60_000"]
+LINES = ["data.seq_len=16", "data.sample_by=line"]
 DATA = {
     "trio": SHORT, "duo": SHORT, "quartet": SHORT, "text": SHORT,
     "mixed": ["data.held_out_size=64"], "iid": IID[1:],
-    **dict.fromkeys(("corpus", "corpus_model_tokenizer"),
-                    ["data.seq_len=16", "data.sample_by=line", "data.tokenizer=bytes"]),
+    "corpus": LINES, "corpus_model_tokenizer": [*LINES, "data.tokenizer=bytes"],
 }  # fmt: skip
 
 SMALL = ["model.dim=16", "model.num_heads=2", "model.num_layers=2"]

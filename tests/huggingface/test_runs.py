@@ -171,7 +171,7 @@ def test_the_readmes_model_trains_from_a_folder_of_ones_own(script, tmp_path, mo
 def test_fine_tuning_ends_beside_the_dense_model(script, pretrained, tmp_path):
     (path,) = [word for word in text_data(tmp_path) if word.startswith("data.path")]
     data = [path, "data.tokenizer=bytes", "data.sample_by=line", "data.seq_len=16"]
-    asked = ["experiment=finetune", f"model.path={pretrained}", *data, *QUIET, *FEW]
+    asked = ["experiment=finetune", f"model.path={pretrained}", *data, *QUIET, *FEW, *KEPT]
     ended = script("train", *asked)
     assert ended.status == 0, ended.err
     assert "routed - dense" in ended.out and "view 1 alone" in ended.out

@@ -112,6 +112,6 @@ def train_routers(model: CausalLM, adapters: bool) -> None:
             parameter.requires_grad = True
     require(
         any(p.requires_grad for p in model.parameters()), "model.train", "router",
-        "router=dense adds nothing that could learn: its loss is that of view 0 (views/0/loss). Use "
+        "router=dense adds nothing that could learn: its loss is view 0's (views/0/loss). Use "
         "baseline=none, or model.train=all or lora",
     )  # fmt: skip
