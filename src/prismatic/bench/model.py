@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
-from operator import truediv
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from .step import (
     matrix_rate,
     missing,
     no_compiler,
+    quartiles,
     seconds,
     views_of,
 )
@@ -85,7 +85,7 @@ def compiled_ratio(dense: Trainee, trainee: Trainee, rounds: int, device: str) -
     for one in (dense, trainee):
         one.model.compile(fullgraph=True, mode=mode)
     dense_times, times = timed({"dense": dense, "case": trainee}, rounds, device).values()
-    return statistics.median(map(truediv, times, dense_times))
+    return quartiles(times, dense_times)[1]
 
 
 def timed(trainees: Mapping[str, Trainee], rounds: int, device: str) -> dict[str, list[float]]:
@@ -110,7 +110,7 @@ def bench(
     rate, flops = matrix_rate(device, "float32"), model_flops(cases["dense"].model, on_batch)
     rows: list[dict[str, Any]] = []
     for name, taken in times.items():
-        low, middle, high = statistics.quantiles(map(truediv, taken, times["dense"]), n=4)
+        low, middle, high = quartiles(taken, times["dense"])
         spent = statistics.median(taken)
         with counting() as counts:
             cases[name].losses()

@@ -230,10 +230,15 @@ def timed(
     first, rows = next(iter(times.values()))[WARM_UP:], []
     for name, taken in times.items():
         mine = taken[WARM_UP:]
-        low, middle, high = statistics.quantiles(map(truediv, mine, first), n=4)
+        low, middle, high = quartiles(mine, first)
         spent = statistics.median(mine)
         rows.append({"case": name, "ratio": middle, "low": low, "high": high, "seconds": spent})
     return rows
+
+
+def quartiles(times: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Of the ratios of times in the same rounds."""
+    return statistics.quantiles(map(truediv, times, base), n=4, method="inclusive")
 
 
 def asked(module: nn.Module, inputs: Inputs) -> Counts:
@@ -256,7 +261,8 @@ def no_compiler(device: str) -> str | None:
 def graph_breaks(module: nn.Module, inputs: Sequence[Any]) -> int:
     """How often a compiler must give up on a forward and begin anew."""
     torch._dynamo.reset()
-    with warnings.catch_warnings(), torch._dynamo.config.patch(verbose=False):
+    # Enough for every shape of a block's tensors, so that there is no warning among the results.
+    with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=64):
         warnings.simplefilter("ignore")
         return torch._dynamo.explain(module)(*inputs).graph_break_count
 
