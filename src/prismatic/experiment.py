@@ -28,7 +28,7 @@ from prismatic.run_folder.contents import (
     require_resumable,
 )
 from prismatic.run_folder.recording import choice_tags, record, run_name
-from prismatic.run_folder.summary import report_strength, summarise
+from prismatic.run_folder.summary import report_cost, report_strength, summarise
 from prismatic.tracking import UNSENT, objective_metric
 from prismatic.tracking.logger import MLflowLogger
 from prismatic.training import EndTogether, Learner, Objectives, Optimization, TaskData
@@ -137,6 +137,8 @@ def train(
             require_resumable(Path(checkpoint), parts.learner.state_dict(), limit)
         record(config, run_dir, parts.task, model=parts.model, logger=logger)
         report_strength(parts.model, logger)
+        row, batch_size = parts.task.train_batch(0, 1, config.seed), config.optim.batch_size
+        report_cost(parts.model, row, trainer=parts.trainer, batch_size=batch_size)
         begun = time.perf_counter()
         parts.trainer.fit(parts.learner, parts.data, ckpt_path=checkpoint, weights_only=True)
         metrics = {name: float(value) for name, value in parts.trainer.callback_metrics.items()}

@@ -1,6 +1,7 @@
 """A routed module whose activations are computed again in the backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,12 +22,19 @@ def recomputed(
     structure: Any = None
     step = router.dropout_step.clone()
 
+    @contextmanager
+    def replayed() -> Iterator[None]:
+        later = router.dropout_step.clone()
+        try:
+            router.dropout_step.copy_(step)
+            yield
+        finally:  # a checkpoint stops the second time as soon as it has what it needs
+            router.dropout_step.copy_(torch.maximum(router.dropout_step, later))
+
     def both(*args: Any) -> tuple[Any, ...]:
         nonlocal structure
-        later = router.dropout_step.clone()
-        router.dropout_step.copy_(step)
-        leaves, structure = tree_flatten(run(*args))
-        router.dropout_step.copy_(torch.maximum(router.dropout_step, later))
+        with replayed() if router.expert_dropout else nullcontext():
+            leaves, structure = tree_flatten(run(*args))
         assert router.record is not None
         return (*leaves, *router.record)
 

@@ -9,13 +9,16 @@ from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from prismatic.data import Batch
 from prismatic.files import write_text
-from prismatic.measures import view_measures
+from prismatic.measures import measure_cost, measure_speed, view_measures
 from prismatic.models import RoutedModel
 from prismatic.report.answer import compute_answer, tell
 from prismatic.report.page import FOLDER, HTML
 
 from .contents import METRICS, read_run
+
+LARGE = 20_000_000  # weights, below which no one asks what a step will take
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,25 @@ def report_strength(model: RoutedModel, logger: Any) -> None:
     )
     if logger is not None:
         logger.log_metrics(measured, 0)
+
+
+@rank_zero_only
+def report_cost(model: RoutedModel, row: Batch, *, trainer: Any, batch_size: int) -> None:
+    """Say what a step of a large model will take, measured on one row of a batch.
+
+    The rate is what its matrix products would have alone, at the device's best.
+    """
+    if sum(p.numel() for p in model.parameters()) < LARGE:
+        return
+    cost, num_rows = measure_cost(model, row, trainer.precision), batch_size // trainer.world_size
+    speed = measure_speed(trainer.strategy.root_device, trainer.precision)
+    gigabytes = (cost.weights_bytes + num_rows * cost.row_bytes) / 1e9
+    weights, learn = cost.num_weights / 1e6, cost.num_trained / 1e6
+    per_second = trainer.world_size * speed * row.tokens_BT.numel() / cost.row_flops
+    log.info(
+        f"size: {weights:.0f} million weights, of which {learn:.0f} learn; about "
+        f"{gigabytes:.1f} GB for {num_rows} sequences at a time; at most {per_second:,.0f} tokens/s"
+    )
 
 
 @rank_zero_only
