@@ -115,7 +115,14 @@ RESUMED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED)
+RESUMED_QUICKLY = ("dropout and drawn noise", "from between", "limited and accumulated")
+CASES = [
+    pytest.param(options, id=name, marks=[] if name in RESUMED_QUICKLY else pytest.mark.slow)
+    for name, options in RESUMED.items()
+]
+
+
+@pytest.mark.parametrize("options", CASES)
 def test_resuming_continues_bit_for_bit(options, tmp_path):
     common = [
         "callbacks=default",
