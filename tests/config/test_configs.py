@@ -36,7 +36,7 @@ SIZES = {"hf": [f"model.config.{key}={value}" for key, value in HF.items()]}
 # What the constructors of a run are given by the program, not by a configuration.
 GIVEN = {"spool", "vocab_size", "router", "expert", "hidden_size", "name", "gate", "tags"}
 # Where an option is there to differ from the defaults of the code.
-GPT2 = {"dim", "num_layers", "num_heads", "bias", "positions", "checkpointing"}
+GPT2 = {"dim", "num_layers", "num_heads", "bias", "positions", "gradient_checkpointing"}
 DIFFERENT = {
     ("model", "tiny"): {"dim", "num_layers"},
     ("model", "base"): {"dim", "num_layers", "num_heads"},

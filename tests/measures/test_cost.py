@@ -40,7 +40,9 @@ def test_operations_are_those_of_the_textbook(row):
 
 
 def test_checkpoints_keep_less_and_compute_more(row):
-    plain, again = (measure_cost(build(checkpointing=on), row, "32-true") for on in (False, True))
+    plain, again = (
+        measure_cost(build(gradient_checkpointing=on), row, "32-true") for on in (False, True)
+    )
     assert again.row_bytes < plain.row_bytes / 2
     assert 1.2 < again.row_flops / plain.row_flops < 4 / 3
     frozen = build()
@@ -80,9 +82,9 @@ def test_checkpoints_change_no_gradient(row):
     views = partial(PrismaticRouter, perturbation=STRONG, focal=WIDE, expert_dropout=0.5,
                     balance_loss=0.1)  # fmt: skip
     found = []
-    for checkpointing in (False, True):
+    for gradient_checkpointing in (False, True):
         torch.manual_seed(0)
-        model = build(router=views, depth=5, checkpointing=checkpointing).train()
+        model = build(router=views, depth=5, gradient_checkpointing=gradient_checkpointing).train()
         for _ in range(2):  # two forwards before a backward, as when steps are accumulated
             (model(row.tokens_BT).square().mean() + model.penalty()).backward()
         found.append([p.grad for p in model.parameters()])

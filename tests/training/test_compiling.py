@@ -44,5 +44,7 @@ def test_a_compiled_run_is_recorded_as_an_ordinary_one(kind, compiling, tmp_path
 def test_what_cannot_be_compiled_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"trainer.compile=True .* use trainer=ddp"):
         build(tiny("trainer=fsdp", "trainer.devices=1", "trainer.compile=true"), tmp_path)
+    with pytest.raises(ValueError, match=r"gradient_checkpointing=True .* trainer.compile=false"):
+        build(tiny("model.gradient_checkpointing=true", "trainer.compile=true"), tmp_path)
     with pytest.raises(ValueError, match=r"trainer.compile='fast' .* true or false"):
         build(tiny("trainer.compile=fast"), tmp_path)

@@ -61,6 +61,9 @@ def check(config: DictConfig) -> None:
         require(whole, f"trainer.{name}", value, f"give a whole number >= {least}")
     compiled = config.trainer.get("compile", False)
     require(isinstance(compiled, bool), "trainer.compile", compiled, "give true or false")
+    again = bool(config.model.get("gradient_checkpointing"))
+    wanted = "a compiled step cannot compute activations again: use trainer.compile=false"
+    require(not (compiled and again), "model.gradient_checkpointing", again, wanted)
     check_batches(config.trainer)
     for group in ("perturbation", "focal"):
         instantiate(config[group])  # a value that no router reads must be a good one, too

@@ -41,8 +41,8 @@ class Transformer(RoutedModel):
     block t mod num_layers. `router(expert, hidden_size=..., name=...)` wraps each block. `norm`,
     `norm_placement`, `mlp`, `attention`, `qk_norm`, `positions` and `init` are names of the tables
     NORMS, PLACEMENTS, MLPS, ATTENTIONS, NORMS, POSITIONS and INITS, or objects that do the same.
-    `checkpointing` keeps a block's input alone and computes the rest again in the backward
-    (arXiv 1604.06174). `residual=False` leaves out what goes around the sublayers,
+    `gradient_checkpointing` keeps a block's input alone and computes the rest again in the
+    backward (arXiv 1604.06174). `residual=False` leaves out what goes around the sublayers,
     `final_norm=False` the norm before the head, and `qk_gain` multiplies the scaled query-key
     product. Raises `ValueError` for values that do not fit one another. After a forward, `routing`
     holds one `Routing` per pass.
@@ -68,7 +68,7 @@ class Transformer(RoutedModel):
         mlp: str | Callable[[int, int, bool], nn.Module] | None = "gelu",
         positions: str | Callable[[int, int, int], nn.Module] = "rope",
         init: str | Callable[[nn.Module], None] = "normal_02",
-        checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
         router: RouterOf = DenseRouter,
     ) -> None:
         super().__init__()
@@ -76,12 +76,14 @@ class Transformer(RoutedModel):
             require(value >= 1, f"model.{name}", value, "give a whole number >= 1")
         for name, number in (("mlp_ratio", mlp_ratio), ("qk_gain", qk_gain)):
             require(0 < number < math.inf, f"model.{name}", number, "give a number > 0")
-        switches = {"final_norm": final_norm, "residual": residual, "checkpointing": checkpointing}
+        switches = {"final_norm": final_norm, "residual": residual}
+        switches["gradient_checkpointing"] = gradient_checkpointing
         for name, switch in switches.items():
             require(isinstance(switch, bool), f"model.{name}", switch, "give true or false")
         fitting = f"it must be divisible by model.num_heads={num_heads}"
         require(dim % num_heads == 0, "model.dim", dim, fitting)
-        self.vocab_size, self.seq_len, self.checkpointing = vocab_size, seq_len, checkpointing
+        self.vocab_size, self.seq_len = vocab_size, seq_len
+        self.gradient_checkpointing = gradient_checkpointing
         self.depth = num_layers if depth is None else depth
         least = f"give null or a whole number >= model.num_layers={num_layers}"
         require(self.depth >= num_layers, "model.depth", depth, least)
@@ -118,7 +120,7 @@ class Transformer(RoutedModel):
         selected = select_together(self.routers, x_BTD)
         for t, router in enumerate(self.passes()):
             run = partial(router, selected=selected[t % len(selected)])
-            if self.checkpointing and torch.is_grad_enabled():
+            if self.gradient_checkpointing and torch.is_grad_enabled():
                 x_BTD = recomputed(router, CHECKPOINT, run, x_BTD, self.positions)
             else:
                 x_BTD = run(x_BTD, self.positions)
