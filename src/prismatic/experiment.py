@@ -26,6 +26,7 @@ from prismatic.run_folder.contents import (
     read_checkpoint,
     read_run,
     require_resumable,
+    require_same_data,
 )
 from prismatic.run_folder.recording import choice_tags, record, run_name
 from prismatic.run_folder.summary import report_cost, report_strength, summarise
@@ -135,6 +136,7 @@ def train(
                 return metrics
         if checkpoint is not None:
             require_resumable(Path(checkpoint), parts.learner.state_dict(), limit)
+            require_same_data(parts.task.manifest, Path(checkpoint).parent.parent)
         record(config, run_dir, parts.task, model=parts.model, logger=logger)
         report_strength(parts.model, logger)
         row, batch_size = parts.task.train_batch(0, 1, config.seed), config.optim.batch_size

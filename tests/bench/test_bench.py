@@ -7,6 +7,7 @@ import pytest
 from hydra import initialize_config_dir
 
 from prismatic import bench
+from prismatic.bench.data import bench as data
 from prismatic.bench.logging import bench as logging
 from prismatic.bench.paired import compare
 from prismatic.bench.recording import bench as recording
@@ -100,3 +101,14 @@ def test_the_recording_bench_trains_every_case():
     result, _ = recording(cases, rounds=2, overrides=["debug=tiny"])
     assert [row["case"] for row in result["cases"]] == list(cases)
     assert all(row["seconds"] > 0.1 for row in result["cases"])
+
+
+@pytest.mark.slow
+def test_the_data_bench_measures_each_figure_beside_its_limit():
+    result, table = data(
+        megabytes=4, few_megabytes=1, vocab_size=300, steps=3, rounds=1, large=300
+    )  # fmt: skip
+    figures = result["figures"]
+    assert len(figures) == 6 and all(name in table for name in figures)
+    assert figures["drawing a batch, share of a step"]["value"] > 0
+    assert 0.5 < figures["peak memory at 300 tokens over dense"]["value"] < 2

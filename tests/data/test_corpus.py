@@ -19,11 +19,12 @@ import pytest
 import torch
 import zstandard
 
+from prismatic import experiment
 from prismatic.data import CorpusTask, prepared
 from prismatic.errors import DiskFullError
-from prismatic.files import replacing_folder
+from prismatic.files import replacing_folder, write_text
 
-from ..tiny import FEW, MODEL, QUIET, ROOT, fit
+from ..tiny import FEW, MODEL, QUIET, ROOT, fit, tiny
 
 DOCUMENTS = [f"{k} bottles, größer als {k * k}.\n\nAnd {'so on ' * (k % 9)}" for k in range(80)]
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -375,6 +376,11 @@ def test_a_run_on_a_corpus_resumes_bit_for_bit(tmp_path):
     fit(tmp_path / "half", *data, "trainer.max_steps=2")
     last = tmp_path / "half" / "checkpoints" / "last.ckpt"
     assert fit(tmp_path / "rest", *data, resume=last)[1] == losses[2:]
+    # On other texts it does not go on.
+    write_text(tmp_path / "half" / "manifest.json", json.dumps({"sources": whole.task.manifest}))
+    (tmp_path / "texts" / "003.txt").write_text("Another text.")
+    with pytest.raises(ValueError, match="data texts are not what the run was trained on"):
+        experiment.run(tiny(*data, f"ckpt_path={last}", "trainer.max_steps=8"), tmp_path / "other")
     metrics = whole.trainer.callback_metrics
     bits = float(metrics["loss/val"]) / math.log(2)
     assert float(metrics["loss/bits_per_byte"]) == pytest.approx(

@@ -17,7 +17,7 @@ from prismatic.files import write_text
 from prismatic.measures import HeldOut
 from prismatic.models import RoutedModel, generate
 from prismatic.progress import progress_bar
-from prismatic.run_folder.contents import read_run
+from prismatic.run_folder.contents import require_same_data
 
 BATCH_ROWS = 64
 BITS_PER_BYTE = "loss/test_bits_per_byte"
@@ -50,7 +50,7 @@ def evaluate(run_dir: Path, checkpoint: str = "best", device: str = "cpu") -> di
     """
     model, config = load(run_dir, checkpoint)
     task: Task = instantiate(config.data)
-    require_same_data(task, read_run(run_dir)[1])
+    require_same_data(task.manifest, run_dir)
     model.to(device)
     nats, by_domain = held_out_loss(model, task, "test")
     result: dict[str, Any] = {"checkpoint": checkpoint, "loss/test": nats}
@@ -63,18 +63,6 @@ def evaluate(run_dir: Path, checkpoint: str = "best", device: str = "cpu") -> di
         result[f"views/{view}/loss_test"] = held_out_loss(model, task, "test", view)[0]
     write_text(run_dir / "eval.json", json.dumps(result, indent=2))
     return result
-
-
-def require_same_data(task: Task, manifest: dict[str, Any]) -> None:
-    before = {row["source"]: row["sha256"] for row in manifest["sources"]}
-    now = {row["source"]: row["sha256"] for row in task.manifest}
-    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
-    if changed:
-        raise ValueError(
-            f"data {', '.join(changed)} are not what the run was trained on (other sha256): a test "
-            "loss would mix their training and test parts; restore the files or package versions "
-            "listed in the run's manifest.json"
-        )
 
 
 def sample_continuation(

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,20 @@ def require_resumable(path: Path, state: dict[str, "torch.Tensor"], max_steps: i
         raise ValueError(
             f"checkpoint {path} is at step {step} of trainer.max_steps={max_steps}: nothing is "
             "left to do; give a larger trainer.max_steps"
+        )
+
+
+def require_same_data(sources: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
+    """Raise `ValueError` unless a task's manifest is that of the run; a folder without has none."""
+    kept = run_dir / MANIFEST
+    known = json.loads(kept.read_text())["sources"] if kept.is_file() else sources
+    before, now = ({row["source"]: row["sha256"] for row in rows} for rows in (known, sources))
+    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+    if changed:
+        raise ValueError(
+            f"data {', '.join(changed)} are not what the run was trained on (other sha256): a test "
+            "loss would mix their training and test parts; restore the files or package versions "
+            "listed in the run's manifest.json"
         )
 
 
