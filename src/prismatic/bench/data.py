@@ -26,14 +26,14 @@ UNLOGGED = ["callbacks=none", "logger=none"]
 NO_VALIDATION = ["trainer.limit_val_batches=0", "objective=loss/train"]
 
 
-class Cost(NamedTuple):
+class Usage(NamedTuple):
     """Of a command: wall time in seconds, and the most memory it held at once, in bytes."""
 
     seconds: float
     peak: int
 
 
-def training(overrides: Sequence[str], outputs: Path) -> Cost:
+def training(overrides: Sequence[str], outputs: Path) -> Usage:
     """Run `src/train.py` in a process of its own. Raises RuntimeError where it fails."""
     command = [sys.executable, str(ROOT / "src" / "train.py"), *overrides]
     environment = os.environ | {"PRISMATIC_OUTPUTS": str(outputs)}
@@ -45,7 +45,7 @@ def training(overrides: Sequence[str], outputs: Path) -> Cost:
     if process.returncode:
         raise RuntimeError(f"{' '.join(overrides)}: {(outputs / 'said').read_text()}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return Cost(time.perf_counter() - begun, usage.ru_maxrss * unit)
+    return Usage(time.perf_counter() - begun, usage.ru_maxrss * unit)
 
 
 def texts(num_bytes: int) -> Iterator[str]:
