@@ -67,7 +67,7 @@ def run(config: DictConfig, run_dir: str | Path) -> float | dict[str, float]:
         logger.set_tags({"pruned": (trial.folder / STOP).read_text()})
     if config.seeds is not None:
         names = objectives(config)
-        summarise_seeds(metrics, names, run_dir, num_seeds=len(seeds), logger=logger)
+        summarise_seeds(metrics, names, run_dir, seeds=seeds, logger=logger)
     return conclude(config, metrics, logger)
 
 

@@ -1,6 +1,5 @@
 """Real sweeps from the command line: what one sees, and what one can type next."""
 
-import csv
 import json
 import os
 import subprocess
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+
+import prismatic
 
 from ..test_end_to_end import command
 from ..tiny import ROOT
@@ -37,17 +38,16 @@ def outputs(tmp_path_factory):
 
 def test_the_command_repeats_a_trial_bit_for_bit(outputs, tmp_path):
     folder, printed = outputs
-    line = printed.partition("the first of these again:\n")[2].splitlines()[0]
+    line = printed.partition("the first of the table again:\n")[2].splitlines()[0]
     first = printed[printed.index("───") :].splitlines()[1].split()[0]
     subprocess.run(
         line, shell=True, check=True, cwd=tmp_path, capture_output=True,
         env=os.environ | {"PRISMATIC_OUTPUTS": str(tmp_path)},
     )  # fmt: skip
     [repeated] = [json.loads(path.read_text()) for path in tmp_path.rglob("metrics.json")]
-    with (folder / "sweeps/diversity_stability/trials.csv").open() as file:
-        [row] = [row for row in csv.DictReader(file) if row["number"] == first]
-    for name in ("objective/diversity", "objective/stability", "metric:views/excess"):
-        assert repeated[name.removeprefix("metric:")] == float(row[name])
+    runs = prismatic.results(folder / "sweeps/diversity_stability").set_index("trial")
+    for name in ("objective/diversity", "objective/stability", "views/excess"):
+        assert repeated[name] == runs.loc[int(first), name]
 
 
 def test_a_grid_is_nested_and_its_failures_are_there(outputs):
@@ -75,7 +75,7 @@ def test_the_ui_shows_it(outputs, tmp_path):
     assert "diversity_stability" in search["runs"] and "focal x optim.lr" in search["runs"]
     assert "on the front, hypervolume" in search["page"] and "viewStateShareKey" in search["page"]
     assert "sweep/hypervolume" in search["page"] and "space.perturbation.scale" in search["page"]
-    assert "front.png" in search["front"] and "trials.csv" in search["front"]
+    assert "front.png" in search["front"] and "runs.csv" in search["front"]
     for word in ("perturbation.scale", "objective/diversity", "complete"):
         assert word in search["table"]
     assert "Parallel Coordinates" in search["charts"]

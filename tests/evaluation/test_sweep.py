@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
+import prismatic
 from hydra_plugins.prismatic_optuna.results import write_results
 from prismatic.evaluation.sweep import (
     ask_front,
@@ -188,6 +189,7 @@ def test_a_sweep_is_trained_again_and_beside_random_search(tmp_path):
         run("eval", f"sweep={sweep}", "fresh_seeds=2", folder=tmp_path)
     rows = json.loads((sweep / "fresh-2-2" / "shrinkage.json").read_text())
     front = best_configurations(read_sweep(sweep).study)
+    assert (prismatic.results(sweep)["objective/stability"] > 0).any(), "it learns something"
     assert "What is left on fresh seeds?" in (sweep / "report.html").read_text()
     assert len(rows) == 2 * len(front) and all("fresh" in row for row in rows)
     out = run("eval", f"random={sweep}", folder=tmp_path).stdout

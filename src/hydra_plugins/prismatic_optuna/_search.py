@@ -53,6 +53,7 @@ from .study import (
     describe,
     is_finished,
     objectives,
+    read_trials,
     short_reason,
 )
 
@@ -287,7 +288,7 @@ class Search:
 
         What has ended is looked at once: a long study is as quick as a short one.
         """
-        trials = self.study.get_trials(deepcopy=False)
+        trials = read_trials(self.study)
         due = [*self.open, *range(self.seen, len(trials))]
         self.seen = len(trials)
         self.open = [number for number in due if not trials[number].state.is_finished()]

@@ -4,13 +4,15 @@ Optuna draws what it can, in the look of this project's own pictures.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
+import optuna
 from optuna.study import Study
 from optuna.trial import TrialState
 
@@ -60,7 +62,7 @@ def draw_pictures(drawings: Drawings) -> dict[str, bytes]:
     pyplot.switch_backend("agg")  # no window, whatever the environment asks for
     look = patch.dict(matplotlib.style.library, ggplot=STYLE)  # the style that Optuna asks for
     drawn = {}
-    with catch_warnings(), look, matplotlib.rc_context(STYLE):
+    with catch_warnings(), look, matplotlib.rc_context(STYLE), quiet_optuna():
         simplefilter("ignore")  # that they are experimental, or an axis has one value
         logging.getLogger("matplotlib.category").setLevel(logging.WARNING)
         for name, draw in drawings.items():
@@ -68,6 +70,17 @@ def draw_pictures(drawings: Drawings) -> dict[str, bytes]:
             drawn[name] = png(figure)
             pyplot.close(figure)
     return drawn
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Without its warnings of what the pictures show: that no trial is feasible yet, say."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def progress_drawings(study: Study, runs: "DataFrame", ranking: "DataFrame") -> Drawings:
@@ -195,7 +208,7 @@ def draw_importance(importance: "DataFrame") -> "Figure":
         axes.set_yticks(np.arange(len(part)), list(map(plain, part["parameter"])))
         axes.set(xlabel=plain(f"share for {name}"), xlim=(0, 1))
     grid[0].invert_yaxis()
-    grid[-1].legend(loc="lower right")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     title(figure, "Which parameter matters?")
     return figure
 
@@ -232,6 +245,7 @@ def draw_parameters(study: Study, varied: list[str], objective: int) -> "Figure"
     target = target_of(study, objective)
     panels: Any = plot_slice(study, varied[:MOST_PARAMETERS], **target)
     figure = np.ravel(panels)[0].figure
+    figure.set_size_inches(2.0 + 1.8 * len(np.ravel(panels)), 3.4)
     more = f"{MOST_PARAMETERS} of {len(varied)} parameters" if varied[MOST_PARAMETERS:] else ""
     figure.suptitle(f"{target['target_name']} over {more or 'the parameters'}", x=0.01, ha="left")
     for axes in np.ravel(panels):

@@ -25,12 +25,12 @@ def rank(
 ) -> "DataFrame":
     """A row for each configuration that has a result, the best first; `runs` as of `read_runs`.
 
-    Columns: `best` (it, or the front), `trials`, the parameters, `n` (seeds), `failed` (trials that
-    did not complete), and of each objective its mean by its name, `:sd`, and `:low` to `:high`, a
-    95 % interval by Student's t. With a baseline also `:difference`, the mean less the baseline's
-    paired by seed, with `:difference_low`, `:difference_high` and a `:verdict`. Those intervals
-    hold all at once, by Bonferroni's inequality; of the best, which chance chose, too, those of all
-    pairs do.
+    Columns: `best` (it, or the front), `feasible`, `trials`, the parameters, `n` (seeds), `failed`
+    (trials that did not complete), and of each objective its mean by its name, `:sd`, and `:low` to
+    `:high`, a 95 % interval by Student's t. With a baseline also `:difference`, the mean less the
+    baseline's paired by seed, with `:difference_low`, `:difference_high` and a `:verdict`. Those
+    intervals hold all at once, by Bonferroni's inequality; of the best, which chance chose, too,
+    those of all pairs do.
 
     The baseline is the configuration with the values of `compare_to`: the only one, or that which
     is otherwise like the one it is compared with. Without any it is the best, of one objective.
@@ -54,6 +54,7 @@ def rank(
         own, other = seeds[one], against[i]
         row = {
             "best": i < num_best,
+            "feasible": one.feasible,
             "trials": " ".join(str(trial.number) for trial in one.trials),
             **{name: None for name in parameters(study)},
             **{name.lstrip("+"): value for name, value in one.params.items()},
@@ -128,6 +129,8 @@ def tabulate(
     wanted = (ranking.index < MOST_ROWS) | (ranking[verdicts] == BASELINE).any(axis=1)
     shown: list[dict[str, Any]] = ranking[wanted].to_dict("records")
     columns = [("trial", [row["trials"] for row in shown])]
+    if len(names) > 1 or not ranking["feasible"].all():
+        columns.append(("place", list(map(place, shown))))
     for name in names:
         columns.append((name, [number(row[name]) for row in shown]))
         if repeated:
@@ -172,6 +175,13 @@ def remarks(
             "that hold for all of them at once)"
         )
     return said
+
+
+def place(row: Mapping[str, Any]) -> str:
+    """What is said of a configuration beside its values."""
+    if not row["feasible"]:
+        return "infeasible"
+    return "best" if row["best"] else ""
 
 
 def is_repeated(ranking: "DataFrame") -> bool:

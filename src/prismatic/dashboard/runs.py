@@ -1,6 +1,5 @@
 """The runs of a sweep as a tidy table, which every other account of it is computed from."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from hydra_plugins.prismatic_optuna.study import (
     state_of,
 )
 from prismatic.config.paths import absolute
-from prismatic.run_folder.contents import METRICS, seed_folder
+from prismatic.run_folder.contents import read_metrics, seed_folder
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -76,19 +75,13 @@ def rows_of(
     seeds = config.get("seeds")
     if not seeds:
         known = dict(zip(names, trial.values or (), strict=False))
-        metrics = read_metrics(place) | attrs.get("metrics", {}) | known
+        metrics = (read_metrics(place) if place else {}) | attrs.get("metrics", {}) | known
         yield {REPLICATE: config.get(REPLICATE, 0), **facts, **metrics}
         return
     for seed in seeds:
         own = place and seed_folder(place, seed)
-        metrics = read_metrics(own)
+        metrics = read_metrics(own) if own else {}
         run = {**facts, REPLICATE: seed, "folder": own and str(own.relative_to(folder)), **metrics}
         if state == "complete" and not metrics:
             run |= {"state": "failed", "reason": "this seed diverged"}
         yield run
-
-
-def read_metrics(folder: Path | None) -> dict[str, float]:
-    """What a run left in its folder, if anything."""
-    path = folder and folder / METRICS
-    return json.loads(path.read_text()) if path and path.is_file() else {}

@@ -38,11 +38,10 @@ from prismatic.dashboard.account import Account, read_account
 from prismatic.dashboard.display import print_account
 from prismatic.dashboard.page import SHRINKAGE, write_page
 from prismatic.dashboard.rerun import config_options, own_overrides
-from prismatic.dashboard.runs import read_metrics
 from prismatic.dashboard.standing import compute_reference, compute_worth
 from prismatic.errors import require
 from prismatic.files import write_text
-from prismatic.run_folder.contents import seed_folder
+from prismatic.run_folder.contents import read_metrics, seed_folder
 
 
 def read_sweep(folder: Path) -> Account:

@@ -21,6 +21,12 @@ def seed_folder(run_dir: Path, seed: int) -> Path:
     return run_dir / f"seed_{seed}"
 
 
+def read_metrics(run_dir: Path) -> dict[str, float]:
+    """The last metrics that a run left; empty where it left none."""
+    path = run_dir / METRICS
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def read_run(run_dir: Path) -> tuple[DictConfig, dict[str, Any]]:
     """A run's configuration and manifest. Raises `ValueError` or `FileNotFoundError`."""
     for name in (CONFIG, MANIFEST):

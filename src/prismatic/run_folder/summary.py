@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import stdev
 from textwrap import fill
 from typing import Any
 
@@ -13,10 +14,11 @@ from prismatic.data import Batch
 from prismatic.files import write_text
 from prismatic.measures import measure_cost, measure_speed, view_measures
 from prismatic.models import RoutedModel
-from prismatic.report.answer import compute_answer, tell
+from prismatic.report.answer import EXCESS, compute_answer, tell
 from prismatic.report.page import FOLDER, HTML
+from prismatic.stats import t_interval
 
-from .contents import METRICS, read_run
+from .contents import METRICS, read_metrics, read_run, seed_folder
 
 LARGE = 20_000_000  # weights, below which no one asks what a step will take
 
@@ -90,17 +92,32 @@ def summarise_seeds(
     names: Sequence[str],
     run_dir: Path,
     *,
-    num_seeds: int,
+    seeds: Sequence[int],
     logger: Any,
 ) -> None:
-    """Keep and print what several trainings come to together."""
+    """Keep and print what several trainings come to together: means, and how far seeds spread."""
     write_text(run_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
-    means = {name: f"{metrics[name]:.6g}" for name in names}
-    print_rows(f"result of {num_seeds} seeds (means)", means)
+    ended = [read_metrics(seed_folder(run_dir, seed)) for seed in seeds]
+    shown = dict.fromkeys([*names, *({EXCESS} & metrics.keys())])
+    samples = {name: [found[name] for found in ended if name in found] for name in shown}
+    rows = {name: f"{metrics[name]:.6g}{spread(sample)}" for name, sample in samples.items()}
+    print_rows(f"result of {len(seeds)} seeds: mean ± sd (95 % interval of the mean)", rows)
+    if len(samples.get(EXCESS, ())) > 1:
+        low, high = t_interval(samples[EXCESS])
+        noise = "within noise" if low <= 0 <= high else "more than noise explains"
+        log.info(f"The difference to the dense model of the same seeds is {noise}.")
     log.info(f"run folder:   {run_dir}\nall means:    {run_dir / METRICS}")
     if logger is not None:
         logger.set_tags({"run_dir": run_dir})  # each seed has set its own
     print_address(logger)
+
+
+def spread(sample: Sequence[float]) -> str:
+    """Standard deviation and interval of several seeds' values; nothing of one."""
+    if len(sample) < 2:
+        return ""
+    low, high = t_interval(sample)
+    return f" ± {stdev(sample):.2g} ({low:.6g} to {high:.6g})"
 
 
 def print_rows(title: str, rows: Mapping[str, str]) -> None:
