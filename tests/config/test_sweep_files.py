@@ -57,7 +57,7 @@ def test_a_study_runs_to_its_total_and_goes_on(tmp_path):
     lines = (folder / "0" / "progress.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
     assert (folder / "0" / "checkpoints" / "best.ckpt").is_file()
-    assert "loss/val" in (folder / "0" / "trial.log").read_text()
+    assert "validation loss" in (folder / "0" / "trial.log").read_text()
 
 
 @pytest.fixture
