@@ -220,7 +220,7 @@ class Waits(Callback):
             self.stack.close()
 
 
-SOLVED = ["perturbation.strength=0.01", "perturbation.strength_max_scale=10"]
+SOLVED = ["perturbation.strength=0.01", "focal=none"]
 LAST_LOSS = {"_local_scalar_dense": 1}
 
 
