@@ -766,6 +766,7 @@ def test_an_alarm_of_its_own_ends_the_trial(sweep):
     [
         ({"rule": "dominated", "n_startup_trials": 2, "n_warmup_steps": 1}, TWO),
         ({"rule": "median", "n_startup_trials": 2, "n_warmup_steps": 1}, MAPPED),
+        ({"rule": "asha", "min_resource": 1, "reduction_factor": 2}, MAPPED),
         ({"rule": "hyperband", "max_resource": 1, "reduction_factor": 2}, MAPPED),
     ],
     ids=lambda value: value.get("rule", ""),

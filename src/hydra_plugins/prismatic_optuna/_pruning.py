@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import Trial, TrialState
 
@@ -21,7 +21,11 @@ from .study import PROGRESS, is_feasible
 
 log = logging.getLogger(__name__)
 
-PRUNERS: dict[str, type[BasePruner]] = {"median": MedianPruner, "hyperband": HyperbandPruner}
+PRUNERS: dict[str, type[BasePruner]] = {
+    "median": MedianPruner,
+    "asha": SuccessiveHalvingPruner,
+    "hyperband": HyperbandPruner,
+}
 ALARM = "alarm/"
 
 

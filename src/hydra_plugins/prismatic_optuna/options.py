@@ -38,7 +38,7 @@ class SweeperOptions:
     # stands for the best configuration
     retry: str | None = None  # failed: those that failed run again, and count no more
 
-    # null, dominated, median, hyperband; or a mapping with `rule` and the rule's options.
+    # null, dominated, median, asha, hyperband; or a mapping with `rule` and the rule's options.
     pruning: Any = None
     grace_seconds: float = 60.0  # from asking a trial to stop to killing it
     max_retries: int = 2  # of a trial that was lost with its process

@@ -24,7 +24,7 @@ from .page import write_page
 if TYPE_CHECKING:
     from .sweep_run import SweepRun
 
-BEGIN, END = 120.0, 60.0  # seconds to wait for MLflow: before the first trial, and at last
+BEGIN, END = 120.0, 120.0  # seconds to wait for MLflow: before the first trial, and at last
 PAUSE = 0.5  # seconds
 
 log = logging.getLogger(__name__)
