@@ -336,6 +336,12 @@ def test_a_damaged_manifest_is_named(run_dir):
         prismatic.load(run_dir)
 
 
+def test_a_users_own_root_keys_are_kept(tmp_path):
+    run(tiny("+notes.why=curious", "+_group=7"), tmp_path)
+    kept = OmegaConf.load(tmp_path / "config.yaml")
+    assert kept.notes.why == "curious" and kept["_group"] == 7
+
+
 def test_paths_are_absolute_and_begin_where_the_command_was_typed(tmp_path, monkeypatch):
     text_data(tmp_path)
     monkeypatch.chdir(tmp_path)

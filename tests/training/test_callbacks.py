@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 from prismatic import replicas
 from prismatic.experiment import build, conclude, train
 from prismatic.report import record
+from prismatic.run_folder.contents import read_checkpoint
 from prismatic.training import DivergedError, Objectives, Pictures
 
 from ..tiny import tiny
@@ -165,3 +166,25 @@ def test_a_run_counts_as_finished_only_after_its_last_check(tmp_path):
     with pytest.raises(ValueError, match="objective='loss/excess' is not valid"):
         replicas.run(tiny("objective=loss/excess", "trainer.max_steps=8"), tmp_path)
     assert not (tmp_path / "metrics.json").exists(), "found at the first validation"
+
+
+LONG = ["callbacks.progress=null", "callbacks.pictures=null", "trainer.max_steps=12"]
+LONG += ["trainer.val_check_interval=2", "callbacks.views_alone=null"]
+
+
+def test_the_best_few_checkpoints_are_kept_and_the_very_best_has_its_name(tmp_path):
+    parts = build(tiny("callbacks=default", *LONG, "callbacks.checkpoint.save_top_k=2"), tmp_path)
+    fit(parts)
+    kept = parts.trainer.checkpoint_callback.best_k_models
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert len(kept) == 2
+    assert names == {"best.ckpt", "last.ckpt", *(Path(path).name for path in kept)}
+    best = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
+    assert f"step_{best['global_step']}.ckpt" == Path(min(kept, key=kept.get)).name
+
+
+def test_a_run_that_no_longer_improves_ends_early(tmp_path):
+    still = ["callbacks.early_stopping.min_delta=100", "callbacks.early_stopping.patience=2"]
+    parts = build(tiny("callbacks=early_stopping", *LONG, *still), tmp_path)
+    fit(parts)
+    assert parts.trainer.global_step == 2 + 2 * 2  # the first validation, and two no better

@@ -22,6 +22,7 @@ GROUPS = (
     "logger", "guard",
 )  # fmt: skip
 VALUES = ("seed", "seeds", "ckpt_path", "resume", "objective", "tags", "baseline")
+NOTES = "notes"  # of the user, as are root keys that begin with _: kept and recorded
 PATHS = ("ckpt_path",)
 NAMES = ("data.path", "data.tokenizer", "model.path")  # of which what is not there may be a name
 
@@ -31,8 +32,9 @@ def check(config: DictConfig) -> None:
 
     Raises `ValueError`. Needs no model, so that a script can ask before it imports what trains.
     """
-    for key in config:
-        one_of("root key", str(key), (*GROUPS, *VALUES))
+    own = (str(key) for key in config if str(key) != NOTES and not str(key).startswith("_"))
+    for key in own:
+        one_of("root key", key, (*GROUPS, *VALUES))
     check_kinds(config)
     seeds, several = config.seeds, OmegaConf.is_list(config.seeds)
     wanted = "give a list of different numbers, seeds=[0,1,2], or null"

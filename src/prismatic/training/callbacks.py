@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from .diagnostics import Diagnostics
 from .module import Learner
 
 PREDICTIONS = "predictions.pt"  # log-probabilities
+BEST = "best.ckpt"
 STOP = "stop"  # the file by which a sweep ends a run; holds the reason
 # What there is to be an objective without any validation.
 IN_TRAINING = ("loss/train", "loss/criterion", "optim/lr", "edge/grad_norm")
@@ -238,17 +240,27 @@ class WholeCheckpoints(TorchCheckpointIO):
 class Checkpoints(ModelCheckpoint):
     """Keeps `checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run's folder.
 
+    With `save_top_k` other than 1 also the best few as `step_<step>.ckpt`, -1 for all of them.
     SIGTERM, and SIGUSR1 as a cluster sends it before a time limit, save the last one before the
     process ends with status 143. With `resume` "auto" the same command goes on from there, so SLURM
     is asked after SIGUSR1 to run it again.
     """
 
     def __init__(
-        self, monitor: str = "loss/val", mode: str = "min", resume: str | None = None
+        self,
+        monitor: str = "loss/val",
+        mode: str = "min",
+        resume: str | None = None,
+        *,
+        save_top_k: int = 1,
     ) -> None:
+        least = "give a whole number >= 1, or -1 for all"
+        require(save_top_k >= 1 or save_top_k == -1, "save_top_k", save_top_k, least)
         self.resume, self.time_is_up, self.in_own_folder = resume, False, False
+        self.copied = ""  # the name of what is now best.ckpt, too
         super().__init__(
-            monitor=monitor, mode=mode, filename="best", save_last=True,
+            monitor=monitor, mode=mode, save_top_k=save_top_k, save_last=True,
+            filename=Path(BEST).stem if save_top_k == 1 else "step_{step}",
             auto_insert_metric_name=False, enable_version_counter=False,
         )  # fmt: skip
 
@@ -292,6 +304,11 @@ class Checkpoints(ModelCheckpoint):
         # Lightning 2.6 writes the last checkpoint only where it is also the best so far.
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        best = Path(self.best_model_path)
+        if trainer.is_global_zero and best.is_file() and best.name not in (BEST, self.copied):
+            with replacing(best.with_name(BEST)) as draft:
+                shutil.copyfile(best, draft)
+            self.copied = best.name
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
