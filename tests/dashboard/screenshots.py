@@ -85,7 +85,7 @@ def pages(uri: str) -> dict[str, dict[str, str]]:
             found[run.info.run_name] = {
                 "runs": f"{here}?{WORKFLOW}",
                 "page": f"{here}/{run.info.run_id}?{WORKFLOW}",
-                "history": f"{here}/{run.info.run_id}/artifacts/history.png?{WORKFLOW}",
+                "report": f"{here}/{run.info.run_id}/artifacts/report.html?{WORKFLOW}",
                 "front": f"{here}/{run.info.run_id}/artifacts/front.png?{WORKFLOW}",
                 "table": shared,
                 "charts": f"{shared}&compareRunsMode=CHART",

@@ -13,7 +13,7 @@ from scipy import stats
 from prismatic.dashboard.account import Account
 from prismatic.dashboard.knobs import compute_effects
 
-VALUES = {"router": ("dense", "routed"), "lr": (1, 2), "seed": (0, 1, 2)}
+VALUES = {"router": ("dense", "routed"), "lr": (2, 1), "seed": (0, 1, 2)}
 
 
 def value_of(router, lr, seed):
@@ -56,7 +56,7 @@ def test_means_and_intervals_over_seeds_and_differences_paired_by_them(tmp_path)
     found = row(made.ranking, router="routed", lr=1)
     own = np.array([value_of("routed", 1, seed) for seed in range(3)])
     apart = own - [value_of("dense", 1, seed) for seed in range(3)]
-    assert (found["n"], found["trials"], found["best"]) == (3, "6 7 8", True)
+    assert (found["n"], found["trials"], found["best"]) == (3, "9 10 11", True)
     assert found["loss"] == pytest.approx(own.mean())
     assert found["loss:sd"] == pytest.approx(own.std(ddof=1))
     level = stats.t.interval(0.95, 2, own.mean(), stats.sem(own))
@@ -69,12 +69,12 @@ def test_means_and_intervals_over_seeds_and_differences_paired_by_them(tmp_path)
 
 
 def test_what_is_printed_names_the_noise_and_the_failures(tmp_path):
-    made = account(tmp_path, lost=(7, 8))
+    made = account(tmp_path, lost=(10, 11))
     head, rows = made.table
     assert head[:5] == ["trial", "loss", "sd", "95 % interval", "less the best"]
     assert [cells[-2:] for cells in rows][-1] == ["routed", "1"], "it failed: the mean of one seed"
     assert "6 of" not in made.title and made.remarks[0].startswith("loss: ")
-    assert made.failures == ["2 of 12 failed:", "  2 x ValueError: step 7 (trial 7, 8)"]
+    assert made.failures == ["2 of 12 failed:", "  2 x ValueError: step 10 (trial 10, 11)"]
     assert made.ranking["best"].tolist() == [True, False, False, False]
 
 
@@ -87,9 +87,12 @@ def test_all_within_noise_is_said(tmp_path):
 def test_effects_of_a_whole_grid_are_contrasts_of_its_seeds(tmp_path):
     made = account(tmp_path)
     found = compute_effects(made.study, made.runs, "loss").set_index("effect")
-    assert found.index.tolist() == ["router=routed", "lr=2", "router=routed x lr=2"]
-    assert found["estimate"].tolist() == pytest.approx([-0.025, 0.275, 0.025])
-    assert found.loc["lr=2", "low"] == pytest.approx(0.275) and (found["seeds"] == 3).all()
+    assert found.index.tolist() == ["router=routed", "lr=1", "router=routed x lr=1"]
+    assert found["estimate"].tolist() == pytest.approx([-0.025, -0.275, -0.025])
+    assert found.loc["lr=1", "low"] == pytest.approx(-0.275) and (found["seeds"] == 3).all()
+    alone = compute_effects(made.study, made.runs[made.runs["lr"] == 1], "loss")
+    assert alone["effect"].tolist() == ["router=routed"] and alone["seeds"].tolist() == [3]
+    assert alone["estimate"].tolist() == pytest.approx([-0.05])
     holed = account(tmp_path, lost=(0,))
     assert (compute_effects(holed.study, holed.runs, "loss")["seeds"] == 2).all()
     assert compute_effects(holed.study, holed.runs[holed.runs["seed"] == 0], "loss").empty

@@ -93,22 +93,23 @@ def compute_effects(study: Study, runs: "DataFrame", objective: str) -> "DataFra
         for n, values in zip(names, choices, strict=True)
     ]
     complete = runs[runs["state"] == "complete"]
-    cells = complete.pivot_table(index=names, columns=REPLICATE, values=objective)
-    cells = cells.reindex(MultiIndex.from_product(levels, names=names)).dropna(axis=1)
-    if cells.empty:
+    means = complete.groupby([*names, REPLICATE])[objective].mean()
+    axes = [*levels, sorted(complete[REPLICATE].unique())]
+    table = means.reindex(MultiIndex.from_product(axes)).to_numpy().reshape(*map(len, axes))
+    whole_N = np.isfinite(table).all(tuple(range(len(levels))))
+    if not whole_N.any():
         return DataFrame()
-    table = cells.to_numpy().reshape(*map(len, levels), len(cells.columns))
     rows = []
-    for axes, effects in factorial_effects(table).items():
-        sizes = [len(levels[axis]) for axis in axes]
+    for factors, effects in factorial_effects(table[..., whole_N]).items():
+        sizes = [len(levels[factor]) for factor in factors]
         shown = [range(1 if size == 2 else 0, size) for size in sizes]
         for place in product(*shown):
             sample_N = effects[place]
             low, high = t_interval(sample_N) if len(sample_N) > 1 else (np.nan, np.nan)
-            values = zip(axes, place, strict=True)
+            values = zip(factors, place, strict=True)
             effect = " x ".join(f"{names[a]}={number(levels[a][i])}" for a, i in values)
             rows.append(
-                {"effect": effect, "order": len(axes), "estimate": sample_N.mean(), "low": low,
+                {"effect": effect, "order": len(factors), "estimate": sample_N.mean(), "low": low,
                  "high": high, "seeds": len(sample_N)}
             )  # fmt: skip
     return DataFrame(rows)

@@ -113,7 +113,8 @@ def knob_drawings(study: Study, runs: "DataFrame") -> Drawings:
     if len(importance):
         found["importance"] = partial(draw_importance, importance)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    varied = [n for n in search_space(study) if len({t.params.get(n) for t in complete}) > 1]
+    searched = [name for name in search_space(study) if not is_replicate(name)]
+    varied = [name for name in searched if len({t.params.get(name) for t in complete}) > 1]
     for suffix, i in numbered.items() if varied else ():
         found[f"parameters{suffix}"] = partial(draw_parameters, study, varied, i)
         if len(importance):

@@ -172,7 +172,7 @@ class SweepRun:
         shared = f"{page}?{WORKFLOW}&viewStateShareKey={self.id}"
         links = (
             f"trials: [table]({shared}), [charts]({shared}&compareRunsMode=CHART) | "
-            f"[pictures]({page}/{self.id}/artifacts/{files[0].name}?{WORKFLOW})"
+            f"[{files[0].name}]({page}/{self.id}/artifacts/{files[0].name}?{WORKFLOW})"
         )
         pictures = [path.name for path in files if path.suffix == ".png"]
         self.logger.describe(f"{links}\n\n{note[:NOTE_LENGTH]}", pictures)

@@ -69,6 +69,7 @@ def repeat(sweep: Account, folder: Path, *overrides: str) -> None:
         "hydra.sweeper.storage=null",
         "hydra.sweeper.shared=false",
         "hydra.sweeper.max_failure_rate=1",
+        "hydra.sweeper.compare_to=null",
         *overrides,
     ]  # fmt: skip
     done = subprocess.run(command)
