@@ -149,7 +149,7 @@ def test_the_parent_carries_the_overview(two, store, tmp_path):
     note = parent.data.tags["mlflow.note.content"]
     assert f"**{len(study.best_trials)} on the front, hypervolume {values[-1]:.5g}**" in note
     for trial in study.best_trials:
-        assert re.search(rf"\| {trial.number} \| {trial.values[0]:.5g} ", note)
+        assert re.search(rf"\| {trial.number} \| best \| {trial.values[0]:.5g} ", note)
     assert f"artifacts/report.html?{WORKFLOW}" in note
 
 
