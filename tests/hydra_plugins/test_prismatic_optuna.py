@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -21,7 +22,7 @@ from optuna.distributions import FloatDistribution as Float
 from optuna.distributions import IntDistribution as Int
 from optuna.trial import TrialState
 
-from hydra_plugins.prismatic_optuna import _owner, _space
+from hydra_plugins.prismatic_optuna import _owner, _search, _space
 from hydra_plugins.prismatic_optuna._storage import open_storage
 from hydra_plugins.prismatic_optuna.callback import Callback
 from hydra_plugins.prismatic_optuna.sweeper import refuse_ranks
@@ -464,6 +465,40 @@ def test_in_a_finite_space_no_point_runs_twice_and_the_search_ends_with_it(sweep
 def test_where_results_vary_a_point_may_run_again(sweep):
     study = sweep.run(square, ["x=0.5,1.5"], n_trials=8, seed=0, repeat=True)
     assert len(sweep.launcher.overrides) == len(study.trials) == 8
+
+
+def test_a_trial_of_a_long_study_is_no_more_work_than_one_of_a_short_study(tmp_path, monkeypatch):
+    """What a sweep does from one trial to the next: the trials that it looks at or copies."""
+    looked_at = []
+    is_finished, get_trials = TrialState.is_finished, optuna.Study.get_trials
+
+    def look(state):
+        looked_at.append(state)
+        return is_finished(state)
+
+    def copy(study, deepcopy=True, states=None):
+        found = get_trials(study, deepcopy, states)
+        looked_at.extend(found if deepcopy else ())
+        return found
+
+    monkeypatch.setattr(TrialState, "is_finished", look)
+    monkeypatch.setattr(optuna.Study, "get_trials", copy)
+    # Results are written as often as that leaves time for trials: here not before the end.
+    monkeypatch.setattr(_search, "time", SimpleNamespace(monotonic=lambda: 0.0))
+
+    def work(length):
+        sweep, begun = Sweep(tmp_path / str(length)), []
+
+        def job(params, folder):
+            begun.append(len(looked_at))
+            return params["x"]
+
+        study = sweep.run(job, n_trials=1, sampler="random")
+        study.add_trials(study.trials * length)
+        sweep.run(job, n_trials=length + 5, sampler="random")
+        return begun[-1] - begun[-3]
+
+    assert work(20) == work(2) > 0
 
 
 def test_the_best_of_a_grid_over_seeds_is_the_best_mean(sweep):
