@@ -174,6 +174,7 @@ def test_an_unknown_objective_stops_at_the_first_validation(tmp_path):
         (["seeds=[0,1]", "ckpt_path=x"], "ckpt_path='x' is not valid: it holds one training"),
         (["objective=3"], "objective=3 is not valid: name a metric"),
         (["trainer.log_every_n_steps=abc"], "log_every_n_steps='abc' is not valid: give null"),
+        (["trainer.limit_val_batches=0"], "limit_val_batches=0 .*objective loss/val is measured"),
         (["objective=null"], "objective=None is not valid: name a metric such as loss/val"),
         (["trainer.val_check_interval=0"], "val_check_interval=0 is not valid: give a whole"),
         (["router=dense", "perturbation.sparsity=7"], "perturbation.sparsity=7 is not valid"),

@@ -13,7 +13,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
-from prismatic.config.checks import check, check_ranks, pinned
+from prismatic.config.checks import check, check_ranks, objectives, pinned
 from prismatic.config.paths import in_sweep
 from prismatic.data import Task
 from prismatic.errors import one_of, require
@@ -152,11 +152,6 @@ def train(
     if parts.trainer.is_global_zero:
         write_text(run_dir / METRICS, json.dumps(metrics, indent=2) + "\n")
     return metrics
-
-
-def objectives(config: DictConfig) -> list[str]:
-    """The names of the metrics that a run is judged by."""
-    return [config.objective] if isinstance(config.objective, str) else list(config.objective)
 
 
 def conclude(

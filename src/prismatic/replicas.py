@@ -17,10 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from prismatic.config.checks import pinned
+from prismatic.config.checks import objectives, pinned
 from prismatic.config.command_line import texts
 from prismatic.config.paths import in_sweep, outputs
-from prismatic.experiment import build_logger, conclude, objectives, train
+from prismatic.experiment import build_logger, conclude, train
 from prismatic.measures import diversity, over_seeds
 from prismatic.report.answer import DENSE, EXCESS, LOSS, SEEDS
 from prismatic.report.record import FILE, amend

@@ -9,12 +9,14 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import CSVLogger
 
 from prismatic import replicas
-from prismatic.experiment import build, conclude, train
+from prismatic.experiment import build, conclude
 from prismatic.report import record
 from prismatic.run_folder.contents import read_checkpoint
-from prismatic.training import DivergedError, Objectives, Pictures
+from prismatic.training import DivergedError, Pictures
 
 from ..tiny import tiny
+
+UNVALIDATED = ["trainer.limit_val_batches=0", "objective=loss/train"]
 
 
 class Recorder(Callback):
@@ -126,7 +128,7 @@ def test_a_redirected_log_has_a_line_per_validation(tmp_path, caplog, capsys):
 
 def test_between_validations_there_is_a_line_every_so_often(tmp_path, caplog):
     caplog.set_level("INFO")
-    fit_with_bar(tmp_path, "callbacks.progress.seconds=0", "trainer.limit_val_batches=0")
+    fit_with_bar(tmp_path, "callbacks.progress.seconds=0", *UNVALIDATED)
     steps = [line.split(",")[0] for line in caplog.messages if line.startswith("step ")]
     assert steps == [f"step {step} of 4" for step in (1, 2, 3, 4)]
 
@@ -138,20 +140,8 @@ def test_a_terminal_has_a_bar(tmp_path, caplog, capsys, monkeypatch):
     assert not any(line.startswith("step ") for line in caplog.messages)
 
 
-@pytest.mark.parametrize("name", ["loss/val", "views/relative_norm"])
-def test_an_objective_that_needs_a_validation_is_refused_before_training(name, tmp_path):
-    config = tiny("trainer.limit_val_batches=0", f"objective={name}")
-    with pytest.raises(ValueError, match=rf"limit_val_batches=0 .*objective {name} is measured"):
-        train(config, tmp_path, callbacks=[Objectives([name]), Never()])
-
-
-class Never(Callback):
-    def on_train_batch_start(self, *args):
-        pytest.fail("it trains")
-
-
 def test_without_validation_a_run_may_have_an_objective_of_its_training(tmp_path):
-    config = tiny("trainer.limit_val_batches=0", "objective=loss/train", "callbacks=default")
+    config = tiny(*UNVALIDATED, "callbacks=default")
     config.callbacks = {"checkpoint": config.callbacks.checkpoint}
     assert replicas.run(config, tmp_path) > 0
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()

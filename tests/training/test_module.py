@@ -33,7 +33,7 @@ STRONG = ["focal=none", "perturbation.scale=1", "perturbation.sparsity=1", "pert
 def test_the_loss_goes_down_on_a_repeated_batch(router, tmp_path):
     _, losses = fit(
         tmp_path, f"router={router}", "trainer.overfit_batches=1", "trainer.max_steps=30",
-        "trainer.limit_val_batches=0", "optim.lr=0.02",
+        "trainer.limit_val_batches=0", "objective=loss/train", "optim.lr=0.02",
     )  # fmt: skip
     assert losses[-1] < losses[0] - 0.5
     assert losses[0] == pytest.approx(math.log(16), abs=0.1)

@@ -83,6 +83,7 @@ def step_seconds(
     with TemporaryDirectory() as folder:
         choices = ways(Path(folder))
         with open_dict(config):
+            config.objective = "loss/train"
             config.trainer.update(
                 {
                     "max_steps": (WARM_UP + rounds) * len(choices) + 1,

@@ -24,6 +24,8 @@ GROUPS = (
 VALUES = ("seed", "seeds", "ckpt_path", "resume", "objective", "tags", "baseline")
 NOTES = "notes"  # of the user, as are root keys that begin with _: kept and recorded
 PATHS = ("ckpt_path",)
+# What there is to be an objective without any validation.
+IN_TRAINING = ("loss/train", "loss/criterion", "optim/lr", "edge/grad_norm")
 NAMES = ("data.path", "data.tokenizer", "model.path")  # of which what is not there may be a name
 
 
@@ -54,6 +56,10 @@ def check(config: DictConfig) -> None:
     named = isinstance(objective, str) or OmegaConf.is_list(objective)
     wanted = "name a metric such as loss/val, or a list of metrics"
     require(named and bool(objective), "objective", objective, wanted)
+    for name in objectives(config):
+        wanted = f"the objective {name} is measured at a validation; give null or a number >= 1"
+        there = config.trainer.limit_val_batches != 0 or name in IN_TRAINING
+        require(there, "trainer.limit_val_batches", 0, wanted)
     steps = config.trainer.max_steps
     counted = isinstance(steps, int) and (steps >= 1 or steps == -1)
     require(counted, "trainer.max_steps", steps, "give a whole number >= 1, or -1 for no end")
@@ -69,6 +75,11 @@ def check(config: DictConfig) -> None:
     check_batches(config.trainer)
     for group in ("perturbation", "focal"):
         instantiate(config[group])  # a value that no router reads must be a good one, too
+
+
+def objectives(config: DictConfig) -> list[str]:
+    """The names of the metrics that a run is judged by."""
+    return [config.objective] if isinstance(config.objective, str) else list(config.objective)
 
 
 def check_batches(trainer: DictConfig) -> None:

@@ -39,8 +39,6 @@ from .module import Learner
 PREDICTIONS = "predictions.pt"  # log-probabilities
 BEST = "best.ckpt"
 STOP = "stop"  # the file by which a sweep ends a run; holds the reason
-# What there is to be an objective without any validation.
-IN_TRAINING = ("loss/train", "loss/criterion", "optim/lr", "edge/grad_norm")
 
 log = logging.getLogger(__name__)
 
@@ -115,18 +113,13 @@ class Clock(pl.Callback):
 
 
 class Objectives(pl.Callback):
-    """Refuses an objective that is not measured: at the first validation, if not before training.
+    """Refuses an objective that is not measured: at the first validation.
 
     Also at the end, before a logger is told that the run succeeded.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for name in self.names if trainer.limit_val_batches == 0 else ():
-            wanted = f"the objective {name} is measured at a validation; give null or a number >= 1"
-            require(name in IN_TRAINING, "trainer.limit_val_batches", 0, wanted)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name in self.names:
