@@ -55,8 +55,9 @@ def test_a_signal_leaves_a_checkpoint_from_which_nothing_differs(options, kill, 
     whole, losses = fit(tmp_path / "whole", *options)
     parts = build(tiny(*options), tmp_path / "first")
     parts.trainer.callbacks.append(kill)
-    with pytest.raises(SIGTERMException):
+    with pytest.raises(SIGTERMException) as ended:
         parts.trainer.fit(parts.learner, parts.data)
+    assert ended.value.code == 143, "which a sweep takes for a trial that was lost, not for failed"
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == step
     resumed, rest = fit(tmp_path / "second", *options, resume=last)

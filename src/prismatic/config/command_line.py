@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -194,10 +193,6 @@ def run(main: Callable[[], object]) -> None:
     except BrokenPipeError:  # as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except SystemExit as end:
-        if type(end).__name__ == "SIGTERMException":  # Lightning's, whose status would be success
-            sys.exit(128 + signal.SIGTERM)
-        raise
     except Exception as error:
         if isinstance(error, FloatingPointError) and not first:
             return  # all processes stopped for it together: one says so, and with what status

@@ -332,7 +332,7 @@ class EndTogether(pl.Callback):
     """Ends a training of several processes after a batch if one of them was sent SIGTERM.
 
     Lightning's own handler tells the others at once, in the middle of what they exchange just then,
-    and all wait for ever.
+    and all wait for ever. Where it ends a training, the process ends with status 143.
     """
 
     asked = False
@@ -350,6 +350,12 @@ class EndTogether(pl.Callback):
             trainer._signal_connector.received_sigterm |= self.asked
 
     on_validation_batch_end = on_train_batch_end  # type: ignore[assignment]
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, SIGTERMException):  # of which python would make a success
+            exception.code = 128 + signal.SIGTERM
 
 
 class Pictures(pl.Callback):
