@@ -117,9 +117,10 @@ def located(typed: Any) -> Any:
     """Paths that are there, and globs, as absolute ones; in a mapping, too. Names stay."""
     if isinstance(typed, Mapping):
         return {key: located(value) for key, value in typed.items()}
-    if not isinstance(typed, str) or not typed:
+    if not isinstance(typed, str | int) or typed == "":
         return typed
-    return str(absolute(typed)) if has_magic(typed) or absolute(typed).exists() else typed
+    text = str(typed)  # a user may type a number
+    return str(absolute(text)) if has_magic(text) or absolute(text).exists() else typed
 
 
 def pinned(config: DictConfig) -> DictConfig:
