@@ -310,13 +310,15 @@ def test_nothing_outlives_a_sweep(app, executor, how):
 
 
 def test_a_grid_under_hydras_own_sweeper(app):
-    """`process` keeps -cn and drops what is the sweep's; one error ends the grid, afterwards."""
+    """`process` keeps -cn and -cd and drops what is the sweep's; one error ends it, afterwards."""
     keys = ["hydra.launcher.executor=process", "hydra.launcher.n_jobs=2", "hydra.verbose=[nobody]"]
-    with sweep(app, "-cn", "other", "--multirun", "do=surroundings,fail_at_2", "x=2", *keys) as run:
+    found = ["-cn", "other", "-cd", str(app.parent)]
+    with sweep(app, *found, "--multirun", "do=surroundings,fail_at_2", "x=2", *keys) as run:
         _, err = run.communicate(timeout=30)
     result = json.loads((app.parent / "out/0/result.json").read_text())
     assert (result["y"], result["config_name"]) == (7, "other")
     assert result["command"][1:] == result["argv"]
+    assert f"--config-dir={app.parent}" in result["argv"]
     typed = [word for word in result["argv"][1:] if "dir=" not in word]
     assert typed == [
         "--config-name=other", "hydra.verbose=[nobody]", "do=surroundings", "x=2",
