@@ -13,7 +13,7 @@ from prismatic.experiment import build, train
 from prismatic.huggingface import CausalLM
 from prismatic.models import generate
 from prismatic.perturb import Focal, Perturbation
-from prismatic.routers import PrismaticRouter
+from prismatic.routers import DenseRouter, PrismaticRouter
 
 from .. import ranks
 from ..tiny import FEW, IID, QUIET, ROOT, composed, text_data
@@ -68,6 +68,13 @@ def test_a_run_is_whole(trained, pretrained):
     assert torch.equal(ours, theirs)
     without = prismatic.unwrap(model.model)
     assert type(without) is type(plain("llama"))
+
+
+def test_what_is_not_given_follows_from_what_is():
+    few = dict(model_type="llama", hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
+    model = CausalLM(61, 8, DenseRouter, config=few)
+    assert model.model.config.num_key_value_heads == 2 and model.model.config.head_dim == 8
+    assert model(torch.randint(0, 61, (2, 8))).shape == (2, 8, 61)
 
 
 def test_a_run_begins_with_the_weights_of_the_folder(pretrained, tmp_path):

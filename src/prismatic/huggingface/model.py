@@ -88,7 +88,9 @@ def configure(path: str | None, overrides: Mapping[str, Any], vocab_size: int) -
     for key in given:
         wanted = f"{settings.model_type} has {', '.join(known)}"
         require(key in known, "key of model.config", key, wanted)
-    return type(settings)(**{**settings.to_dict(), **given})
+    # A new model's other values follow from those that are given, as its heads of keys do.
+    kept = {} if path is None else settings.to_dict()
+    return type(settings)(**{**kept, **given})
 
 
 def require_fit(settings: Any, vocab_size: int, seq_len: int) -> None:
