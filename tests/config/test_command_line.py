@@ -159,7 +159,7 @@ def test_pictures_are_files_even_when_started_from_a_notebook(monkeypatch):
 def test_a_good_run_says_where_to_look(script, tmp_path):
     outcome = script("train", *SMALL, *IID)
     assert outcome.status == 0 and outcome.err == ""
-    assert "loss/val" in outcome.out and "bayes" in outcome.out
+    assert "validation loss" in outcome.out and "bayes" in outcome.out
     [config] = (tmp_path / "outputs").glob("runs/*/*/config.yaml")
     assert f"python src/eval.py run={config.parent}" in outcome.out
 

@@ -23,7 +23,7 @@ EXPERIMENTS = [name for group, name in OPTIONS if group == "experiment"]
 SHORT = ["data.seq_len=16", "data.max_bytes=60_000"]
 LINES = ["data.seq_len=16", "data.sample_by=line"]
 DATA = {
-    "trio": SHORT, "duo": SHORT, "quartet": SHORT, "text": SHORT,
+    "trio": SHORT, "duo": SHORT, "duo_tiny": [], "quartet": SHORT, "text": SHORT,
     "mixed": ["data.held_out_size=64"], "iid": IID[1:],
     "corpus": LINES, "corpus_model_tokenizer": [*LINES, "data.tokenizer=bytes"],
 }  # fmt: skip
@@ -43,6 +43,7 @@ DIFFERENT = {
     ("model", "gpt2_small"): GPT2,
     ("model", "gpt2_medium"): GPT2,
     ("model", "looped"): {"num_layers", "depth"},
+    ("data", "duo_tiny"): {"seq_len", "max_bytes"},
     ("data", "corpus_model_tokenizer"): {"tokenizer"},
     ("focal", "relative"): {"units", "length", "wavelength", "phase"},
     ("sparsity", "ultra_sparse"): {"sparsity"},

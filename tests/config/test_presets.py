@@ -29,8 +29,7 @@ GROUPS = (
     "optim",
     "loss",
 )
-# What may be asked of any option: how many views, and how small debug=tiny makes any data.
-NUMBERS = {"router.num_experts", "data.seq_len", "data.held_out_tokens"}
+NUMBERS = {"router.num_experts"}  # what may be asked of any option: how many views
 
 
 def read_keys(path, package=""):
