@@ -15,7 +15,7 @@ from prismatic.data import Batch, Task
 from prismatic.errors import require
 from prismatic.measures.held_out import HeldOut, probe_of
 from prismatic.measures.objectives import steadiness, views_apart
-from prismatic.measures.routing import RoutingMeasure
+from prismatic.measures.routing import RoutingMeasure, is_routed
 from prismatic.measures.views import TINY, view_measures
 from prismatic.models import RoutedModel
 
@@ -228,10 +228,12 @@ class Learner(pl.LightningModule):
         """What the progress bar shows of the last step; measured when it asks."""
         if self.nats is None:
             return {}
-        passes = self.model.passes()
-        measure = RoutingMeasure(len(passes), passes[0].num_experts, self.device)
-        measure.update(self.model.routing, 1)
         shown = {"loss": float(self.nats)}
         if self.task.bytes_per_token:
             shown["bits/byte"] = shown["loss"] / math.log(2) / self.task.bytes_per_token["train"]
+        if not is_routed(self.model):
+            return shown
+        passes = self.model.passes()
+        measure = RoutingMeasure(len(passes), passes[0].num_experts, self.device)
+        measure.update(self.model.routing, 1)
         return shown | {"routing entropy": measure.compute()["routing/entropy"]}
