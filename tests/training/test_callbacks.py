@@ -71,7 +71,7 @@ def test_pictures_are_drawn_at_the_end_for_the_folder_and_the_logger(tmp_path):
     }  # fmt: skip
     assert len(keeper.files) == 3, "drawn once"
     [(text, pictures)] = keeper.told
-    assert text.startswith("**No alarm.**") and "| validation loss | " in text
+    assert "**No alarm.**" in text and "| validation loss | " in text
     assert pictures == ["report/losses.png"]
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"attractive: {tmp_path.name}" in page

@@ -53,13 +53,14 @@ def compute_alarms(record: Record) -> list[RaisedAlarm]:
 
 
 def compute_reached(record: Record) -> dict[str, float]:
-    """The best validation loss and its step, and bits of the last one; empty without any."""
+    """The last and the best validation loss, and the step of the best; empty without any."""
     steps, val_S = record.series("loss/val")
     if not np.isfinite(val_S).any():
         return {}
     best = int(np.nanargmin(val_S))
     text = record.about.get("vocab") == BYTES
     return {
+        "validation loss": float(val_S[-1]),
         **({"bits per byte": float(val_S[-1]) / math.log(2)} if text else {}),
         "best validation loss": float(val_S[best]),
         "best at step": float(steps[best]),
@@ -68,10 +69,9 @@ def compute_reached(record: Record) -> dict[str, float]:
 
 def compute_results(record: Record) -> dict[str, str]:
     """Losses at the end beside what they are to be compared with, by readable names."""
-    results = compute_answer(of_record(record)) | {
-        name: f"{value:.5g}" for name, value in compute_known(record).items()
-    }
-    return results
+    known = {name: f"{value:.5g}" for name, value in compute_known(record).items()}
+    answer = compute_answer(of_record(record))
+    return answer | {name: text for name, text in known.items() if name not in answer}
 
 
 def compute_known(record: Record) -> dict[str, float]:

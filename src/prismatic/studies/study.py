@@ -128,7 +128,7 @@ def path_name(name: str) -> str:
 
 def metric_name(name: str) -> str:
     """A name as MLflow takes it for a metric or a tag."""
-    return re.sub(r"[^\w .:/-]", "_", name)
+    return re.sub(r"[^\w .:/-]", "_", str(name))
 
 
 def require_distinct(kind: str, names: Iterable[str], written: Callable[[str], str]) -> None:
