@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 
@@ -16,8 +17,10 @@ EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for
 def test_a_study_at_its_smoke_tier(script, tmp_path, empty_store, name):
     (tmp_path / "outputs").mkdir()
     shutil.copy(empty_store, tmp_path / "outputs" / "mlflow.db")
+    before = signal.getsignal(signal.SIGTERM)
     done = script("study", f"study={name}", "tier=smoke")
     assert done.status == 0, done.err
+    assert signal.getsignal(signal.SIGTERM) is before, "others of this process meet signals as ever"
     [folder] = (tmp_path / "outputs" / "studies" / name).glob("smoke-*")
     result = json.loads((folder / "verdict.json").read_text())
     assert result["verdict"] == "no verdict"

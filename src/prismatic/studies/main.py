@@ -236,8 +236,8 @@ def alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         wanted = f"give a folder that can be written, or set PRISMATIC_OUTPUTS ({error})"
         require(False, "output", str(folder.parent.parent), wanted)
-    if current_thread() is main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    here = current_thread() is main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
     try:
         with FileLock(folder / "lock", timeout=0):
             yield
@@ -246,6 +246,9 @@ def alone(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here")
         sys.exit(INTERRUPTED)
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
 
 
 def spread_rows(study: Study, tier: Tier, runs: pd.DataFrame) -> list[list[str]]:
