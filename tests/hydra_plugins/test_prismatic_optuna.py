@@ -609,6 +609,22 @@ def test_a_trial_lost_with_its_process_is_asked_again_twice(sweep):
     assert (found["trials"]["failed"], found["trials"]["lost"]) == (1, 2)
 
 
+def test_a_trial_that_was_lost_finds_what_it_left_and_one_that_failed_does_not(sweep):
+    found = {}
+
+    def job(params, folder):
+        found.setdefault(params["x"], []).append((folder / "last.ckpt").exists())
+        (folder / "last.ckpt").touch()
+        if params["x"] == 0.75 and len(found[0.75]) == 1:
+            return Lost("killed")
+        return square(params, folder) if params["x"] != 0.25 else ValueError("no")
+
+    points = [{"x": 0.75}, {"x": 0.25}]
+    sweep.run(lambda *a: raising(job(*a)), n_trials=3, enqueue=points)
+    sweep.run(lambda *a: raising(job(*a)), n_trials=3, enqueue=points, retry="failed")
+    assert found[0.75] == [False, True] and found[0.25] == [False, False]
+
+
 def raising(value):
     if isinstance(value, Exception):
         raise value

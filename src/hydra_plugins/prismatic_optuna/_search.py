@@ -2,11 +2,12 @@
 
 import logging
 import random
+import shutil
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,7 @@ from .options import SweeperOptions
 from .results import closing, replace, write_results
 from .study import (
     CONFIG,
+    LOST,
     PROGRESS,
     RESULTS,
     count_trials,
@@ -60,6 +62,7 @@ from .study import (
 log = logging.getLogger(__name__)
 
 RECOVER_SECONDS = 60.0
+STOP = "stop"  # the file that asks a trial to end; holds the reason
 FEW = 10  # trials before a rate of failures means something
 INTERRUPTED = 130  # a shell's exit status after Ctrl-C
 
@@ -90,7 +93,10 @@ def search(
         study = open_study(options, space, sweep_dir)
         OmegaConf.save(config, sweep_dir / CONFIG)
         with Ownership(study, options.shared) as owner:
-            Search(options, space, study, owner, launcher=jobs, callbacks=callbacks).run(config)
+            Search(
+                options, space, study, owner, launcher=jobs, callbacks=callbacks,
+                folder_of=folder_of,
+            ).run(config)  # fmt: skip
     except StorageInternalError as error:
         reason, *_ = str(error.__cause__).splitlines()
         raise HydraException(
@@ -206,9 +212,10 @@ class Search:
         *,
         launcher: StreamingLauncher,
         callbacks: list[Callback],
+        folder_of: Callable[[int, Sequence[str]], Path],
     ) -> None:
         self.options, self.space, self.study, self.owner = options, space, study, owner
-        self.launcher, self.callbacks = launcher, callbacks
+        self.launcher, self.callbacks, self.folder_of = launcher, callbacks, folder_of
         self.rule = _pruning.rule_of(options.pruning, study, options.objectives)
         self.is_grid = options.sampler == "grid"
         size = space.size if self.is_grid else None
@@ -313,9 +320,26 @@ class Search:
                 continue
             self.running[trial.number] = RunningTrial(trial)
             overrides = self.space.overrides(trial.params)
+            self.hand_over(trial, overrides)
             self.notify("on_trial_start", trial, overrides)
             return trial.number, overrides
         return None
+
+    def hand_over(self, trial: Trial, overrides: Sequence[str]) -> None:
+        """Give a trial that was lost what its folder holds: its job may go on from there."""
+        number = trial.user_attrs.get("retry_of")
+        lost = None if number is None else _study.stored(self.study, number)
+        if lost is None or lost.user_attrs.get("again") != LOST or "folder" not in lost.user_attrs:
+            return
+        before = self.folder / lost.user_attrs["folder"]
+        now = self.folder_of(trial.number, overrides)
+        if not before.is_dir() or now.exists():
+            return
+        try:
+            shutil.copytree(before, now, ignore=shutil.ignore_patterns(STOP))
+        except OSError as error:
+            shutil.rmtree(now, ignore_errors=True)
+            log.warning("trial %d begins anew: %s", trial.number, error)
 
     def is_exhausted(self) -> bool:
         """Whether every point of a finite space has a result or runs: the study is complete."""
@@ -447,7 +471,7 @@ class Search:
         if reason:
             running.pruned = reason
             running.deadline = time.monotonic() + self.options.grace_seconds
-            replace(running.progress.path.with_name("stop"), reason)
+            replace(running.progress.path.with_name(STOP), reason)
 
     def keep(self, trial: Trial, step: int, values: Mapping[str, float]) -> None:
         trial.set_user_attr(f"{PROGRESS}{step}", _pruning.storable(values))

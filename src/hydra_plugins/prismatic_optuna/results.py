@@ -38,7 +38,8 @@ def describe_best(study: "Study") -> str:
     n = len(best[0].complete)
     mean = f"mean of {n}" if n > 1 else f"trial {best[0].complete[0].number}"
     value = number(best[0].values[0])
-    return f"best {objectives(study)[0]}={value} ({mean}) | {pairs(best[0].params)}"
+    params = f" | {pairs(best[0].params)}" if best[0].params else ""
+    return f"best {objectives(study)[0]}={value} ({mean}){params}"
 
 
 def results(study: "Study") -> dict[str, Any]:
